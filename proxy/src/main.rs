@@ -1,0 +1,2 @@
+//! `pointsman`: the proxy.
+fn main() {}

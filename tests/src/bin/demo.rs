@@ -1,0 +1,2 @@
+//! The demo cluster.
+fn main() {}

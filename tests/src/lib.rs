@@ -1,0 +1,1 @@
+//! Test clusters made of real servers.
