@@ -1,1 +1,3 @@
 //! The decisions of Pointsman.
+
+pub mod time;
