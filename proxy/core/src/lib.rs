@@ -14,4 +14,3 @@ pub mod route;
 pub mod status;
 pub mod time;
 pub mod view;
-
