@@ -13,4 +13,5 @@ pub mod event;
 pub mod route;
 pub mod status;
 pub mod time;
+pub mod topology;
 pub mod view;
