@@ -190,3 +190,11 @@ impl Centiseconds {
         Duration::from_millis(u64::from(self.0.get()) * 10)
     }
 }
+
+pub(crate) const fn seconds(number: u64) -> Duration {
+    Duration::from_secs(number)
+}
+
+pub(crate) const fn minutes(number: u64) -> Duration {
+    Duration::from_secs(number * 60)
+}
