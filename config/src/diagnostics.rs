@@ -203,8 +203,7 @@ impl fmt::Display for Diagnostic {
     }
 }
 
-/// Everything that is wrong with a file, in the order of the file; at least one error. Warnings are listed
-/// with the errors.
+/// Every error of a file, in the order of the file; at least one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Diagnostics {
     list: Vec<Diagnostic>,
@@ -240,7 +239,7 @@ impl Diagnostics {
         self.list.iter()
     }
 
-    /// How many, warnings included.
+    /// How many.
     pub fn len(&self) -> usize {
         self.list.len()
     }
@@ -248,11 +247,6 @@ impl Diagnostics {
     /// Never true for a failed read; here because `len` is.
     pub fn is_empty(&self) -> bool {
         self.list.is_empty()
-    }
-
-    /// How many errors.
-    pub fn errors(&self) -> usize {
-        self.iter().filter(|diagnostic| diagnostic.severity == Severity::Error).count()
     }
 }
 
@@ -270,7 +264,7 @@ impl fmt::Display for Diagnostics {
         for diagnostic in self {
             writeln!(f, "{diagnostic}\n")?;
         }
-        let errors = self.errors();
+        let errors = self.len();
         write!(f, "{errors} {}", if errors == 1 { "error" } else { "errors" })
     }
 }

@@ -108,6 +108,9 @@ pub(crate) fn quote(text: &str) -> String {
     if masked.chars().nth(60).is_some() {
         shown.push_str("...");
     }
+    if shown.is_empty() {
+        shown.push_str("\"\"");
+    }
     format!("`{}`", shown.replace("\\\"", "\"").replace("\\'", "'"))
 }
 
@@ -145,6 +148,8 @@ pub(crate) struct Value<'a> {
     pub(crate) cx: &'a Context<'a>,
     pub(crate) key: &'a str,
     node: &'a Spanned<DeValue<'a>>,
+    /// True for one of a list.
+    in_list: bool,
 }
 
 impl<'a> Value<'a> {
@@ -164,6 +169,13 @@ impl<'a> Value<'a> {
         self.node.get_ref().is_table()
     }
 
+    /// True for an empty list or table.
+    pub(crate) fn is_empty(&self) -> bool {
+        let node = self.node.get_ref();
+        node.as_array().is_some_and(|array| array.is_empty())
+            || node.as_table().is_some_and(|table| table.is_empty())
+    }
+
     pub(crate) fn is_string(&self) -> bool {
         self.node.get_ref().is_str()
     }
@@ -176,7 +188,19 @@ impl<'a> Value<'a> {
     pub(crate) fn wrong_type(&self, expected: &str, example: &str) {
         let found = type_name(self.node.get_ref());
         let key = self.key;
-        self.error(format!("`{key}` must be {expected}, not {found}"), format!("write {key} = {example}"));
+        if self.in_list {
+            let example =
+                example.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(example);
+            self.error(
+                format!("each of `{key}` must be {expected}, not {found}"),
+                format!("write {example}"),
+            );
+        } else {
+            self.error(
+                format!("`{key}` must be {expected}, not {found}"),
+                format!("write {key} = {example}"),
+            );
+        }
     }
 
     pub(crate) fn string(&self, example: &str) -> Option<&'a str> {
@@ -220,15 +244,19 @@ impl<'a> Value<'a> {
     pub(crate) fn integer(&self, range: &RangeInclusive<u32>) -> Option<u32> {
         let (low, high) = (range.start(), range.end());
         let Some(integer) = self.node.get_ref().as_integer() else {
-            let example = (*low).max(1).min(*high).to_string();
-            self.wrong_type("an integer", &example);
+            let found = type_name(self.node.get_ref());
+            let message = format!("`{}` must be an integer, not {found}", self.key);
+            self.error(message, format!("write a number from {low} to {high}, without quotes"));
             return None;
         };
         let number = i128::from_str_radix(integer.as_str(), integer.radix()).ok();
         let number = number.and_then(|number| u32::try_from(number).ok()).filter(|n| range.contains(n));
         if number.is_none() {
-            let message = format!("`{}` cannot be {}", self.key, quote(integer.as_str()));
-            self.error(message, format!("write a number from {low} to {high}"));
+            let written = self.cx.source.get(self.span()).unwrap_or(integer.as_str());
+            let message = format!("`{}` cannot be {}", self.key, quote(written));
+            let to = if high - low == 1 { "or" } else { "to" };
+            let from = if high - low == 1 { "write" } else { "write a number from" };
+            self.error(message, format!("{from} {low} {to} {high}"));
         }
         number
     }
@@ -310,13 +338,17 @@ impl<'a> Value<'a> {
             self.wrong_type("a list", example);
             return None;
         };
-        Some(array.iter().map(|node| Value { cx: self.cx, key: self.key, node }).collect())
+        Some(array.iter().map(|node| self.item(node)).collect())
+    }
+
+    fn item(&self, node: &'a Spanned<DeValue<'a>>) -> Self {
+        Self { cx: self.cx, key: self.key, node, in_list: true }
     }
 
     /// A list, or one value without brackets.
     pub(crate) fn one_or_more(&self) -> Vec<Value<'a>> {
         match self.node.get_ref().as_array() {
-            Some(array) => array.iter().map(|node| Value { cx: self.cx, key: self.key, node }).collect(),
+            Some(array) => array.iter().map(|node| self.item(node)).collect(),
             None => vec![*self],
         }
     }
@@ -336,7 +368,9 @@ impl<'a> Value<'a> {
             self.wrong_type("a table", example);
             return Vec::new();
         };
-        let value = |key: &'a Spanned<_>, node| (key.span(), Value { cx: self.cx, key: as_text(key), node });
+        let value = |key: &'a Spanned<_>, node| {
+            (key.span(), Value { cx: self.cx, key: as_text(key), node, in_list: false })
+        };
         entries.iter().map(|(key, node)| value(key, node)).collect()
     }
 }
@@ -378,7 +412,7 @@ impl<'a> Table<'a> {
             #[cfg(test)]
             self.cx.asked.borrow_mut().insert(format!("{}/{key}", self.schema));
         }
-        self.entries.get(key).map(|node| Value { cx: self.cx, key, node })
+        self.entries.get(key).map(|node| Value { cx: self.cx, key, node, in_list: false })
     }
 
     /// The value of a key that must be there.

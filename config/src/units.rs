@@ -91,6 +91,9 @@ impl HostPort {
 
     /// Reads `host:port`; the error says what is wrong, as the end of the sentence "it ...".
     pub(crate) fn parse(text: &str) -> Result<Self, &'static str> {
+        if text.is_empty() {
+            return Err("has no host");
+        }
         let (host, port) = match text.strip_prefix('[') {
             Some(rest) => {
                 let (ip, port) = rest.split_once("]:").ok_or("has no port after the brackets")?;

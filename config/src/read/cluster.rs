@@ -18,8 +18,9 @@ pub(super) struct Draft<'a> {
     pub(super) name: &'a str,
     pub(super) span: Span,
     pub(super) cluster: Option<Cluster>,
-    /// The word of the discovery and, for a fixed list, its probe: known even when the rest is wrong.
+    /// The kind of discovery, known even when the rest is wrong.
     pub(super) is_static: bool,
+    probes_sql: bool,
     pub(super) is_multi_master: bool,
 }
 
@@ -38,6 +39,7 @@ fn read<'a>(span: &Span, value: Value<'a>) -> Draft<'a> {
         span: span.clone(),
         cluster: None,
         is_static: false,
+        probes_sql: false,
         is_multi_master: false,
     };
     let name: Option<ClusterName> = match shared::name(value.key) {
@@ -57,12 +59,10 @@ fn read<'a>(span: &Span, value: Value<'a>) -> Draft<'a> {
     let rest = rest(&mut table);
     let discovery = discovery(&mut table, &rest, &mut draft);
     let weights = weights(&mut table, draft.is_static);
-    if let (Some(Discovery::Static(fixed)), None, None) = (&discovery, &sql, table.get("sql")) {
-        if fixed.probe == Probe::Sql {
-            let message = format!("{} is probed over SQL, but has no `sql`", table.title());
-            let help = "write sql = { user = \"pointsman\", password_file = \"...\" }, or probe = \"tcp\" if every member is writable";
-            table.cx.error(&table.span(), message, help);
-        }
+    if draft.probes_sql && table.get("sql").is_none() {
+        let message = format!("{} is probed over SQL, but has no `sql`", table.title());
+        let help = "write sql = { user = \"pointsman\", password_file = \"...\" }, or probe = \"tcp\" if every member is writable";
+        table.cx.error(&table.span(), message, help);
     }
     table.finish();
     draft.cluster = name.zip(discovery).map(|(name, discovery)| Cluster {
@@ -149,7 +149,7 @@ fn discovery(table: &mut Table<'_>, rest: &Rest, draft: &mut Draft<'_>) -> Optio
         let message = format!("{} has two kinds of discovery", table.title());
         value.error(message, format!("keep exactly one of {}; `{second}` is the second", one_of(KINDS)));
     }
-    if written.is_empty() {
+    if value.entries(DISCOVERY).is_empty() {
         let message = format!("{} has no kind of discovery", table.title());
         value.error(message, format!("write discovery = {DISCOVERY}; it can be {}", one_of(KINDS)));
     }
@@ -211,8 +211,9 @@ fn patroni(value: Value<'_>, title: String, rest: &Rest) -> Option<PatroniRest> 
 
 fn fixed(value: Value<'_>, title: String, draft: &mut Draft<'_>) -> Option<StaticMembers> {
     let mut table = value.table("clusters.*.discovery.static", title, "{ members = [...] }")?;
-    let probe = table.choice("probe", Probe::Sql);
-    draft.is_multi_master = probe == Probe::Tcp;
+    let probe = table.get("probe").map_or(Some(Probe::Sql), |value| value.choice());
+    draft.is_multi_master = probe == Some(Probe::Tcp);
+    draft.probes_sql = probe == Some(Probe::Sql);
     let items = table.required("members", MEMBER).and_then(|value| Some((value, value.list(MEMBER)?)));
     table.finish();
     let (value, items) = items?;
@@ -236,7 +237,7 @@ fn fixed(value: Value<'_>, title: String, draft: &mut Draft<'_>) -> Option<Stati
         members.push(member);
         spans.push(item.span());
     }
-    Some(StaticMembers { members, probe })
+    Some(StaticMembers { members, probe: probe? })
 }
 
 fn fixed_member(item: Value<'_>) -> Option<StaticMember> {

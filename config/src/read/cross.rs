@@ -7,19 +7,21 @@ use crate::{
     suggest::nearest,
 };
 
-pub(super) fn check(cx: &Context<'_>, draft: &mut Draft<'_>, has_vips: bool) {
+pub(super) fn check(cx: &Context<'_>, draft: &mut Draft<'_>) {
     names(cx, &draft.listeners);
     for listener in &mut draft.listeners {
         assign_cluster(cx, listener, &draft.clusters);
     }
-    if draft.listeners.is_empty() && !(has_vips && draft.clusters.is_empty()) {
+    // A host may run pointsman-vip alone: then the file has neither.
+    let vips_alone = draft.has_vips && !draft.has_clusters && !draft.has_listeners;
+    if !draft.has_listeners && !vips_alone {
         let message = "the file has no [[listeners]]";
         cx.error_in_file(
             message,
             "write [[listeners]] with bind = \"0.0.0.0:5000\" and target = \"primary\"",
         );
     }
-    if draft.clusters.is_empty() && !(has_vips && draft.listeners.is_empty()) {
+    if !draft.has_clusters && !vips_alone {
         let message = "the file has no cluster";
         cx.error_in_file(message, "write [clusters.main] with discovery = { etcd = { endpoints = [...] } }");
     }

@@ -28,6 +28,10 @@ struct Draft<'a> {
     clusters: Vec<cluster::Draft<'a>>,
     listeners: Vec<listener::Draft>,
     binds: Binds,
+    has_vips: bool,
+    /// The keys are there with something in them, however wrong.
+    has_clusters: bool,
+    has_listeners: bool,
 }
 
 /// Reads a whole file.
@@ -39,15 +43,16 @@ pub(crate) fn read(host: &dyn Host, source: &str, file: &str, base: &Path) -> Re
     }
     let cx = Context::new(host, source, base);
     let config = read_tree(&cx, tree.get_ref());
-    let found: Vec<Diagnostic> =
-        cx.into_found().into_iter().map(|found| diagnostic(&file, source, found)).collect();
+    let found = cx.into_found().into_iter().map(|found| diagnostic(&file, source, found));
+    let (errors, mut warnings): (Vec<_>, Vec<_>) =
+        found.partition(|found| found.severity() == Severity::Error);
     match config {
-        Some(config) if found.iter().all(|found| found.severity() == Severity::Warning) => {
-            let mut warnings = found;
+        Some(config) if errors.is_empty() => {
             warnings.sort_by(Diagnostic::by_place);
             Ok(Config { warnings, ..config })
         }
-        _ => Err(Diagnostics::new(found)),
+        // Beside errors warnings are noise, and some would only be echoes of them.
+        _ => Err(Diagnostics::new(errors)),
     }
 }
 
@@ -79,7 +84,11 @@ fn syntax_errors(file: &Arc<str>, source: &str, errors: &[toml::de::Error]) -> V
 }
 
 fn syntax_help(message: &str) -> &'static str {
-    if message.contains("duplicate key") {
+    if message.contains("unclosed") {
+        "close it with `]`, or `}` for an inline table"
+    } else if message.contains("invalid basic string") {
+        "close the text with a double quote on the same line"
+    } else if message.contains("duplicate key") {
         "write each key once; tables that may be there several times have double brackets, as in [[listeners]]"
     } else if message.contains("string values must be quoted") || message.contains("quote") {
         "write texts in double quotes: key = \"value\""
@@ -96,6 +105,9 @@ fn read_tree<'a>(cx: &'a Context<'a>, tree: &'a DeTable<'a>) -> Option<Config> {
         clusters: cluster::read_all(&mut root),
         listeners: listener::read_all(&mut root),
         binds: Binds::default(),
+        has_vips: false,
+        has_clusters: false,
+        has_listeners: false,
     };
     let (admin, admin_binds) = process::admin(&mut root);
     draft.binds.extend(draft.listeners.iter().flat_map(|listener| listener.binds.iter().cloned()));
@@ -104,11 +116,13 @@ fn read_tree<'a>(cx: &'a Context<'a>, tree: &'a DeTable<'a>) -> Option<Config> {
     let log = process::log(&mut root);
     let shutdown = process::shutdown(&mut root);
     let (vrrp, vips) = vip::read_all(&mut root, node.as_ref(), &mut draft.binds, &admin.socket);
-    let has_vips = vrrp.is_some();
+    draft.has_vips = vrrp.is_some();
+    draft.has_clusters = root.get("clusters").is_some_and(|value| !value.is_empty());
+    draft.has_listeners = root.get("listeners").is_some_and(|value| !value.is_empty());
     root.finish();
 
     draft.binds.check(cx);
-    cross::check(cx, &mut draft, has_vips);
+    cross::check(cx, &mut draft);
     Some(Config {
         node: node?,
         state_dir,

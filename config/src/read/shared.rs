@@ -98,7 +98,8 @@ pub(crate) fn socket_addr(text: &str) -> Result<SocketAddr, Problem> {
     let message = format!("{} is not an IP address with a port", quote(text));
     let (host, port) = text.rsplit_once(':').unwrap_or(("", text));
     let port = port.parse().ok().filter(|port: &u16| *port > 0).unwrap_or(5000);
-    let help = match host.trim_matches(['[', ']']).parse::<IpAddr>() {
+    let ip = |text: &str| text.trim_matches(['[', ']']).parse::<IpAddr>();
+    let help = match ip(host).or_else(|_| ip(text)) {
         Ok(ip) => format!("write \"{}\"", SocketAddr::new(ip, port)),
         Err(_) => format!("write \"0.0.0.0:{port}\", \"127.0.0.1:{port}\" or \"[::]:{port}\""),
     };
@@ -128,14 +129,10 @@ pub(crate) fn networks(table: &mut Table<'_>, key: &'static str) -> Vec<IpNet> {
     items.into_iter().filter_map(|item| item.parse("\"10.0.0.0/8\"", network)).collect()
 }
 
-/// Host and port. `key` and `port` make the example.
+/// Host and port; `port` is the usual one, for the example.
 pub(crate) fn host_port(text: &str, port: u16) -> Result<HostPort, Problem> {
     HostPort::parse(text).map_err(|what| {
-        let host = text.trim_matches(['[', ']']);
-        let help = match host.parse::<IpAddr>() {
-            Ok(ip) => format!("write \"{}\"", SocketAddr::new(ip, port)),
-            Err(_) => format!("write \"10.0.0.1:{port}\" or \"pg1.example.com:{port}\""),
-        };
+        let help = format!("write \"{}\"", probably_meant(text, port));
         Problem::new(format!("{} {what}", quote(text)), help)
     })
 }
@@ -181,16 +178,20 @@ pub(crate) fn endpoint(
 fn quoted_url(scheme: Scheme, rest: &str, port: u16) -> String {
     let rest = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
     let rest = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    let bare = rest.trim_matches(['[', ']']);
-    let address = match (HostPort::parse(rest), bare.parse::<IpAddr>()) {
-        (Ok(address), _) => address.to_string(),
-        (Err(_), Ok(ip)) => SocketAddr::new(ip, port).to_string(),
-        (Err(_), Err(_)) => match HostPort::parse(&format!("{rest}:{port}")) {
-            Ok(address) => address.to_string(),
-            Err(_) => format!("10.0.0.1:{port}"),
-        },
-    };
-    format!("\"{scheme}://{address}\"")
+    format!("\"{scheme}://{}\"", probably_meant(rest, port))
+}
+
+/// The nearest right `host:port`: without its brackets or port, an address is completed, and if nothing can
+/// be kept, there is an example.
+fn probably_meant(text: &str, port: u16) -> String {
+    let (host, own_port) = text.rsplit_once(':').unwrap_or((text, ""));
+    let own_port = own_port.parse().ok().filter(|port: &u16| *port > 0).unwrap_or(port);
+    let bare = |host: &str| host.trim_matches(['[', ']']).to_owned();
+    let in_brackets = |host: &str| if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+    let tries = [(bare(host), own_port), (bare(text), port)];
+    let parsed =
+        |(host, port): &(String, u16)| HostPort::parse(&format!("{}:{port}", in_brackets(host))).ok();
+    tries.iter().find_map(parsed).map_or_else(|| format!("10.0.0.1:{port}"), |address| address.to_string())
 }
 
 /// A list of at least one endpoint, none of them twice.
