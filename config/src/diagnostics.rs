@@ -184,21 +184,16 @@ pub(crate) fn mask_user_info(text: &str) -> String {
 impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}: {}", self.severity, self.message)?;
-        let margin = match &self.place {
-            Some(place) => {
-                let margin = place.line.to_string().len();
-                writeln!(f, "{:margin$}--> {}:{}:{}", "", self.file, place.line, place.column)?;
-                writeln!(f, "{:margin$} |", "")?;
-                writeln!(f, "{} | {}", place.line, place.shown.trim_end())?;
-                let (skip, length) = (place.underlined.start, place.underlined.len());
-                writeln!(f, "{:margin$} | {:skip$}{:^<length$}", "", "", "")?;
-                margin
-            }
-            None => {
-                writeln!(f, " --> {}", self.file)?;
-                1
-            }
+        let Some(place) = &self.place else {
+            return write!(f, " --> {}\n  = help: {}", self.file, self.help);
         };
+        let margin = place.line.to_string().len();
+        let (skip, length) = (place.underlined.start, place.underlined.len());
+        writeln!(f, "{:margin$}--> {}:{}:{}", "", self.file, place.line, place.column)?;
+        writeln!(f, "{:margin$} |", "")?;
+        writeln!(f, "{} | {}", place.line, place.shown.trim_end())?;
+        // Not by format width, which ends at 65535.
+        writeln!(f, "{:margin$} | {}{}", "", " ".repeat(skip), "^".repeat(length))?;
         write!(f, "{:margin$} = help: {}", "", self.help)
     }
 }

@@ -173,7 +173,7 @@ impl<'a> Value<'a> {
     pub(crate) fn is_empty(&self) -> bool {
         let node = self.node.get_ref();
         node.as_array().is_some_and(|array| array.is_empty())
-            || node.as_table().is_some_and(|table| table.is_empty())
+            || node.as_table().is_some_and(DeTable::is_empty)
     }
 
     pub(crate) fn is_string(&self) -> bool {

@@ -62,13 +62,11 @@ fn read(mut table: Table<'_>) -> Draft {
 }
 
 fn name(table: &mut Table<'_>, target: Option<&(Target, Span)>) -> Option<(ListenerName, Span)> {
-    match table.get("name") {
-        Some(value) => Some((value.parse("\"primary\"", shared::name)?, value.span())),
-        None => {
-            let (target, span) = target?;
-            Some((ListenerName::new(target.as_str()).ok()?, span.clone()))
-        }
+    if let Some(value) = table.get("name") {
+        return Some((value.parse("\"primary\"", shared::name)?, value.span()));
     }
+    let (target, span) = target?;
+    Some((ListenerName::new(target.as_str()).ok()?, span.clone()))
 }
 
 fn binds(table: &mut Table<'_>) -> Vec<Bind> {

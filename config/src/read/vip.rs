@@ -315,26 +315,22 @@ fn protocol(table: &mut Table<'_>, ipv6: bool) -> Option<VrrpProtocol> {
     let auth = auth_written.and_then(|value| auth(table, value));
     let checksum_written = table.get("checksum");
     let checksum = checksum_written.and_then(|value| value.choice());
-    match number? {
-        2 => {
-            if let (Some(value), true) = (version, ipv6) {
-                value.error("version 2 has no IPv6", "write version = 3");
-            }
-            if let Some(value) = checksum_written {
-                value.error("`checksum` is not used with version 2", "remove it");
-            }
-            let interval_seconds = interval.map_or(Some(NonZeroU8::MIN), whole_seconds)?;
-            Some(VrrpProtocol::V2 { interval_seconds, auth })
+    if number? == 2 {
+        if let (Some(value), true) = (version, ipv6) {
+            value.error("version 2 has no IPv6", "write version = 3");
         }
-        _ => {
-            if let Some(value) = auth_written {
-                let help = "write version = 2 to join a keepalived group with a password, or remove auth";
-                value.error("`auth` exists in version 2 only", help);
-            }
-            let interval = interval.map_or_else(|| Centiseconds::new(10), centiseconds)?;
-            Some(VrrpProtocol::V3 { interval, checksum: checksum.unwrap_or(Checksum::PseudoHeader) })
+        if let Some(value) = checksum_written {
+            value.error("`checksum` is not used with version 2", "remove it");
         }
+        let interval_seconds = interval.map_or(Some(NonZeroU8::MIN), whole_seconds)?;
+        return Some(VrrpProtocol::V2 { interval_seconds, auth });
     }
+    if let Some(value) = auth_written {
+        let help = "write version = 2 to join a keepalived group with a password, or remove auth";
+        value.error("`auth` exists in version 2 only", help);
+    }
+    let interval = interval.map_or_else(|| Centiseconds::new(10), centiseconds)?;
+    Some(VrrpProtocol::V3 { interval, checksum: checksum.unwrap_or(Checksum::PseudoHeader) })
 }
 
 fn auth(table: &Table<'_>, value: Value<'_>) -> Option<Secret> {
