@@ -1,1 +1,17 @@
-//! The decisions of Pointsman.
+//! The decisions of Pointsman, pure.
+//!
+//! Everything here is sans-IO: time comes in as a parameter ([`time::Moment`]), events go in as values,
+//! effects come out as values. There is no socket, clock, task, random source or unordered map in this
+//! crate, so a seed replays any run exactly (see `tests/simulation.rs`).
+//!
+//! * [`view`]: what a discovery source claims about a cluster.
+//! * [`event`]: everything that can happen, and everything that the shell can be told to do.
+//! * [`topology`]: events in, route tables and revocations out. The only writer of routes.
+//! * [`route`]: what is published: candidates for each listener, or the reason why there are none.
+
+pub mod event;
+pub mod route;
+pub mod status;
+pub mod time;
+pub mod topology;
+pub mod view;
