@@ -280,7 +280,7 @@ pub(crate) fn cert_key(table: &mut Table<'_>) -> Option<(PathBuf, PathBuf)> {
     match (cert_span, key_span) {
         (Some(span), None) => table.cx.error(&span, "`cert` without `key`", "write key = \"client.key\" too"),
         (None, Some(span)) => {
-            table.cx.error(&span, "`key` without `cert`", "write cert = \"client.pem\" too")
+            table.cx.error(&span, "`key` without `cert`", "write cert = \"client.pem\" too");
         }
         (Some(_), Some(_)) | (None, None) => {}
     }
