@@ -130,7 +130,7 @@ fn nodes(value: Value<'_>, node: Option<&NodeName>, binds: &mut Binds) -> BTreeM
             entry.error(format!("address `{address}` is there twice"), "give each node its own address");
         }
         if Some(&name) == node {
-            binds.extend([Bind { address, span: entry.span() }]);
+            binds.extend([Bind { address, span: entry.span(), written: true }]);
         }
         nodes.insert(name, address);
     }
