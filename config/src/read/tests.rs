@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, path::Path};
 
 use toml::de::DeTable;
 
-use crate::{System, reader::Context};
+use crate::{System, diagnostics::Lines, reader::Context};
 
 /// Every table of the grammar at least once. Whether the values are right does not matter here.
 const EVERY_TABLE: &str = r#"
@@ -27,7 +27,8 @@ discovery = { etcd = { tls = {} }, consul = { tls = {} }, patroni = {}, static =
 /// The keys that the reader asks for in such a file.
 fn asked(source: &str) -> BTreeSet<String> {
     let tree = DeTable::parse(source).unwrap();
-    let cx = Context::new(&System, source, Path::new("/nowhere"));
+    let lines = Lines::new(source);
+    let cx = Context::new(&System, source, &lines, Path::new("/nowhere"));
     super::read_tree(&cx, tree.get_ref());
     cx.asked.into_inner()
 }
