@@ -1,3 +1,5 @@
 //! The decisions of Pointsman.
 
+pub mod error_response;
+pub mod startup;
 pub mod time;
