@@ -106,6 +106,32 @@ fn a_settled_route_lets_everyone_pass() {
 }
 
 #[test]
+fn a_route_stays_fresh_while_someone_waits() {
+    let mut queue = settled();
+    let ticket = pass(&mut queue, 10_000, 1);
+    queue.come_back(at(10_000), 1, ticket, Duration::from_secs(30));
+    queue.poll(at(20_000));
+    assert!(queue.is_fresh());
+    queue.poll(at(40_000));
+    assert!(queue.is_empty() && queue.is_fresh(), "the bucket is not full");
+    queue.poll(at(40_010));
+    assert!(!queue.is_fresh());
+}
+
+#[test]
+fn a_route_stays_fresh_until_the_bucket_is_full() {
+    let mut queue = HoldQueue::new(limits(10, 1, 60)); // one each minute
+    queue.route(at(0), true);
+    pass(&mut queue, 0, 1);
+    for now in [2_000, 59_999] {
+        queue.poll(at(now));
+        assert!(queue.is_fresh());
+    }
+    pass(&mut queue, 60_000, 2);
+    assert!(!queue.is_fresh());
+}
+
+#[test]
 fn a_deadline_ends_the_wait() {
     let mut queue = queue(10, 100);
     queue.arrive(at(0), 1, at(3000));
