@@ -1,0 +1,196 @@
+//! Counters of listeners and servers. Plain atomics, written where things happen, read by whoever asks.
+//!
+//! They move while a session lives, unlike HAProxy's, which stand still until it ends.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use pointsman_core::close::CloseReason;
+use pointsman_core::view::MemberName;
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds.
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// Reads.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A number that goes up and down; it can only be raised through a guard, so it cannot leak.
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicU64);
+
+impl Gauge {
+    /// Reads.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Raises the gauge by one for as long as the guard lives.
+    pub fn enter<T: AsRef<Self>>(owner: T) -> GaugeGuard<T> {
+        owner.as_ref().0.fetch_add(1, Ordering::Relaxed);
+        GaugeGuard(owner)
+    }
+
+    /// Like [`Gauge::enter`], unless the gauge stands at `limit` already.
+    pub fn enter_below<T: AsRef<Self>>(owner: T, limit: u64) -> Option<GaugeGuard<T>> {
+        let gauge = &owner.as_ref().0;
+        gauge
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| (now < limit).then_some(now + 1))
+            .ok()?;
+        Some(GaugeGuard(owner))
+    }
+}
+
+/// Lowers its gauge by one when dropped.
+#[derive(Debug)]
+pub struct GaugeGuard<T: AsRef<Gauge>>(T);
+
+impl<T: AsRef<Gauge>> Drop for GaugeGuard<T> {
+    fn drop(&mut self) {
+        self.0.as_ref().0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Counts and sum of a duration: enough for an average and a Prometheus summary without quantiles.
+#[derive(Debug, Default)]
+pub struct Durations {
+    count: AtomicU64,
+    micros: AtomicU64,
+    max_micros: AtomicU64,
+}
+
+impl Durations {
+    /// Records one.
+    pub fn record(&self, duration: Duration) {
+        let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        self.count.fetch_add(1, Ordering::Relaxed);
+        self.micros.fetch_add(micros, Ordering::Relaxed);
+        self.max_micros.fetch_max(micros, Ordering::Relaxed);
+    }
+
+    /// How many were recorded.
+    pub fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// Their sum.
+    pub fn sum(&self) -> Duration {
+        Duration::from_micros(self.micros.load(Ordering::Relaxed))
+    }
+
+    /// The longest.
+    pub fn max(&self) -> Duration {
+        Duration::from_micros(self.max_micros.load(Ordering::Relaxed))
+    }
+}
+
+macro_rules! gauges {
+    ($($(#[$doc:meta])* $marker:ident => $owner:ident . $field:ident;)*) => {$(
+        $(#[$doc])*
+        #[derive(Debug)]
+        pub struct $marker(pub Arc<$owner>);
+        impl AsRef<Gauge> for $marker {
+            fn as_ref(&self) -> &Gauge {
+                &self.0.$field
+            }
+        }
+    )*};
+}
+
+gauges! {
+    /// Names [`ListenerStats::sessions`] to [`Gauge::enter`].
+    ListenerSessions => ListenerStats.sessions;
+    /// Names [`ListenerStats::held`] to [`Gauge::enter`].
+    ListenerHeld => ListenerStats.held;
+    /// Names [`ServerStats::sessions`] to [`Gauge::enter`].
+    ServerSessions => ServerStats.sessions;
+}
+
+/// One listener.
+#[derive(Debug, Default)]
+pub struct ListenerStats {
+    /// Connections that were accepted, whatever became of them.
+    pub accepted: Counter,
+    /// Connections that are open now, held ones included.
+    pub sessions: Gauge,
+    /// Connections that are held now.
+    pub held: Gauge,
+    /// Connections that were held at all.
+    pub held_total: Counter,
+    /// How long connections were held.
+    pub held_for: Durations,
+    /// Bytes from clients.
+    pub bytes_in: Counter,
+    /// Bytes to clients.
+    pub bytes_out: Counter,
+    /// Errors of accept(2) itself (descriptors, memory).
+    pub accept_errors: Counter,
+    /// CancelRequests that were passed on.
+    pub cancels: Counter,
+    closes: RwLock<BTreeMap<&'static str, Arc<Counter>>>,
+    servers: RwLock<BTreeMap<MemberName, Arc<ServerStats>>>,
+}
+
+/// One member, as one listener uses it.
+#[derive(Debug, Default)]
+pub struct ServerStats {
+    /// Sessions that are open now, those being dialled included: what least-connections compares.
+    pub sessions: Gauge,
+    /// Sessions that it served.
+    pub sessions_total: Counter,
+    /// Dials that failed.
+    pub dial_errors: Counter,
+    /// Sessions that were cut by us while it served them.
+    pub cut: Counter,
+    /// From the start of the dial to the server's first byte.
+    pub dialled_in: Durations,
+    /// Bytes from clients to it.
+    pub bytes_in: Counter,
+    /// Bytes from it to clients.
+    pub bytes_out: Counter,
+}
+
+impl ListenerStats {
+    /// The counters of a member, made at the first use.
+    pub fn server(&self, member: &MemberName) -> Arc<ServerStats> {
+        if let Some(stats) = self.servers.read().unwrap_or_else(std::sync::PoisonError::into_inner).get(member) {
+            return Arc::clone(stats);
+        }
+        let mut servers = self.servers.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        Arc::clone(servers.entry(member.clone()).or_default())
+    }
+
+    /// Every member that this listener has used, by name.
+    pub fn servers(&self) -> Vec<(MemberName, Arc<ServerStats>)> {
+        let servers = self.servers.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        servers.iter().map(|(name, stats)| (name.clone(), Arc::clone(stats))).collect()
+    }
+
+    /// Counts the end of a connection.
+    pub fn closed(&self, reason: &CloseReason) {
+        let label = reason.label();
+        if let Some(counter) = self.closes.read().unwrap_or_else(std::sync::PoisonError::into_inner).get(label) {
+            counter.add(1);
+            return;
+        }
+        let mut closes = self.closes.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        closes.entry(label).or_default().add(1);
+    }
+
+    /// How many connections ended for each reason (label) that has occurred.
+    pub fn closes(&self) -> BTreeMap<&'static str, u64> {
+        let closes = self.closes.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        closes.iter().map(|(label, counter)| (*label, counter.get())).collect()
+    }
+}
