@@ -8,9 +8,18 @@
 //! * [`event`]: everything that can happen, and everything that the shell can be told to do.
 //! * [`topology`]: events in, route tables and revocations out. The only writer of routes.
 //! * [`route`]: what is published: candidates for each listener, or the reason why there are none.
+//! * [`balance`]: which of several candidates a session goes to.
+//! * [`hold`]: the queue of connections that wait for a route.
+//! * [`startup`]: the first bytes of a connection, both ways. [`error_response`]: what we answer ourselves.
+//! * [`close`]: how sessions end.
 
+pub mod balance;
+pub mod close;
+pub mod error_response;
 pub mod event;
+pub mod hold;
 pub mod route;
+pub mod startup;
 pub mod status;
 pub mod time;
 pub mod topology;
