@@ -23,7 +23,7 @@ pub const SCOPE: &str = "main";
 pub const NAMESPACE: &str = "/service/";
 
 const BOOTSTRAP_DEADLINE: Duration = Duration::from_secs(60);
-const READY_DEADLINE: Duration = Duration::from_secs(25);
+const READY_DEADLINE: Duration = Duration::from_secs(90);
 
 /// One cluster at a time in a process: several would take each other's time and falsify what is measured.
 static TURN: Semaphore = Semaphore::const_new(1);
@@ -153,7 +153,7 @@ impl Cluster {
             let status = self.member(&leader)?.status().await?;
             status.check_primary()?;
             for member in self.members.iter().filter(|member| member.name() != leader) {
-                member.status().await?.check_replica(status.timeline())?;
+                member.status().await?.check_replica_of(&status)?;
             }
             Ok(())
         });
@@ -219,7 +219,8 @@ impl Cluster {
         let body = json!({ "leader": leader, "candidate": candidate });
         let answer =
             http::send_slow(self.member(&leader)?.rest(), Method::POST, "/switchover", &body).await?;
-        ensure!(answer.status == 200, "switchover to {candidate}: {} {}", answer.status, answer.body);
+        let done = answer.status == 200;
+        ensure!(done, "switchover to {candidate}: {} {}\n{}", answer.status, answer.body, self.tails());
         Ok(())
     }
 

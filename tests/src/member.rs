@@ -159,15 +159,27 @@ impl Status {
         Ok(())
     }
 
-    /// An error, unless it is a running replica that streams on `timeline`. Patroni 3.0 does not say "streaming".
-    pub fn check_replica(&self, timeline: u64) -> Result<()> {
-        let streams = self.body.get("replication_state").is_none_or(|state| state == "streaming");
+    /// An error, unless it is a running replica that streams from `primary` and has replayed what that had written.
+    pub fn check_replica_of(&self, primary: &Self) -> Result<()> {
+        // Absent also while the server waits for its replication slot; Patroni 3.0 never says it.
+        let says_nothing = self
+            .body
+            .pointer("/patroni/version")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .starts_with("3.0");
+        let streams = says_nothing || self.text("replication_state") == "streaming";
+        let position =
+            |status: &Self, pointer| status.body.pointer(pointer).and_then(Value::as_u64).unwrap_or_default();
+        let replayed = position(self, "/xlog/replayed_location") >= position(primary, "/xlog/location");
         let replica = self.text("role") == "replica" && self.text("state") == "running";
         ensure!(
-            replica && streams && self.timeline() == timeline,
-            "{} does not stream on timeline {timeline}: {}",
+            replica && streams && replayed && self.timeline() == primary.timeline(),
+            "{} is behind {}: {} against {}",
             self.name,
-            self.body
+            primary.name,
+            self.body,
+            primary.body
         );
         Ok(())
     }

@@ -119,20 +119,11 @@ pub async fn prepare(cluster: &Cluster) -> Result<()> {
 
 /// Asks `server` every [`WRITE_RHYTHM`] over one open session; answers the instant at which its first write was done.
 pub async fn first_write(server: SocketAddr, deadline: Duration) -> Result<Instant> {
-    let write = async {
-        loop {
-            // A replica may end its sessions on its way: connect again.
-            if let Ok(client) = sql::Client::connect(server, Duration::from_secs(5)).await
-                && let Ok(written) = write_once_primary(&client).await
-            {
-                return written;
-            }
-            tokio::time::sleep(WRITE_RHYTHM).await;
-        }
-    };
-    tokio::time::timeout(deadline, write)
-        .await
-        .with_context(|| format!("{server} took no write in {deadline:?}"))
+    wait::until(format!("{server} to take a write"), deadline, async || {
+        // A replica may end its sessions on its way: the next look connects again.
+        write_once_primary(&sql::Client::connect(server, Duration::from_secs(5)).await?).await
+    })
+    .await
 }
 
 async fn write_once_primary(client: &sql::Client) -> Result<Instant> {
