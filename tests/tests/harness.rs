@@ -18,14 +18,15 @@ fn shared_memory(cluster: &Cluster) -> Vec<String> {
     members.filter_map(|member| last(std::fs::read_to_string(file(member.name())).ok()?)).collect()
 }
 
-fn assert_nothing_left(directory: &Path, segments: &[String]) {
+fn assert_nothing_left(directory: &Path, segments: &[String]) -> Result<()> {
     assert_eq!(site::processes_in(directory), [], "processes in {}", directory.display());
     assert!(!directory.exists(), "{} is still there", directory.display());
-    let existing = std::fs::read_to_string("/proc/sysvipc/shm").unwrap();
+    let existing = std::fs::read_to_string("/proc/sysvipc/shm")?;
     let identifiers: Vec<_> = existing.lines().filter_map(|line| line.split_whitespace().nth(1)).collect();
     for segment in segments {
         assert!(!identifiers.contains(&segment.as_str()), "shared memory segment {segment} is still there");
     }
+    Ok(())
 }
 
 #[tokio::test]
@@ -53,8 +54,7 @@ async fn a_cluster_starts_switches_over_and_leaves_nothing() -> Result<()> {
     assert_eq!(segments.len(), 3);
     assert!(site::processes_in(&directory).len() > 10);
     drop(cluster);
-    assert_nothing_left(&directory, &segments);
-    Ok(())
+    assert_nothing_left(&directory, &segments)
 }
 
 #[tokio::test]
@@ -140,8 +140,7 @@ async fn nothing_is_left_when_the_test_program_is_killed() -> Result<()> {
         Ok(())
     })
     .await?;
-    assert_nothing_left(&directory, &segments);
-    Ok(())
+    assert_nothing_left(&directory, &segments)
 }
 
 #[tokio::test]
@@ -160,6 +159,5 @@ async fn nothing_is_left_after_a_panic() -> Result<()> {
     joined.unwrap_err();
     let (directory, segments) = receiver.recv()?;
     assert_eq!(segments.len(), 1);
-    assert_nothing_left(&directory, &segments);
-    Ok(())
+    assert_nothing_left(&directory, &segments)
 }

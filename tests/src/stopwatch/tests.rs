@@ -3,9 +3,9 @@ use super::*;
 const OLD: &str = "127.0.0.11:5432";
 const NEW: &str = "127.0.0.12:5432";
 
-/// An attempt of 5 ms that begins `begin` milliseconds after `start`.
-fn attempt(start: Instant, begin: u64, outcome: Result<(&str, bool), &str>) -> Attempt {
-    let begun = start + Duration::from_millis(begin);
+/// An attempt of 5 ms that begins `at` milliseconds after `start`.
+fn attempt(start: Instant, at: u64, outcome: Result<(&str, bool), &str>) -> Attempt {
+    let begun = start + Duration::from_millis(at);
     let outcome = outcome
         .map(|(server, in_recovery)| Reached { in_recovery, server: server.parse().unwrap() })
         .map_err(str::to_owned);
