@@ -1,1 +1,91 @@
-//! Pointsman's configuration file.
+//! Pointsman's configuration file: one TOML file for `pointsman` and `pointsman-vip` on every host.
+//!
+//! A [`Config`] holds only values that can be used: newtypes and enums in which a wrong state cannot be
+//! written. Reading one reports every error of the file at once ([`Diagnostics`]), each with line, column,
+//! the offending text underlined and what to write instead.
+
+mod choice;
+mod cluster;
+mod diagnostics;
+mod host;
+mod listener;
+mod names;
+mod process;
+mod secret;
+mod units;
+mod vip;
+
+use std::path::{Path, PathBuf};
+
+pub use ipnet::IpNet;
+
+pub use crate::{
+    cluster::{
+        ClientTls, Cluster, Consul, Discovery, Etcd, PatroniRest, Probe, Rest, ServerTls, Sql, SqlTls,
+        StalePrimary, StaticMember, StaticMembers, Verify,
+    },
+    diagnostics::{Diagnostic, Diagnostics},
+    host::{Host, System},
+    listener::{
+        Balance, Fallback, Keepalive, Listener, ListenerTls, OnPromote, ProxyVersion, Refuse, Target,
+    },
+    names::{ClusterName, ListenerName, MemberName, NameError, NodeName, VipName},
+    process::{Admin, Engine, Log, LogFormat, LogLevel, PasswordHash, Relay, Role, Shutdown, User},
+    secret::{Credentials, Secret, SecretError, SecretSource},
+    units::{Bytes, Centiseconds, Endpoint, HostPort, Scheme},
+    vip::{Checksum, Peers, Track, TrackProxy, Vip, Vrrp, VrrpProtocol},
+};
+
+/// The whole file, validated. Every path in it is absolute or relative to the file's own directory.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// The name of this host among the load balancers; the host name unless given.
+    pub node: NodeName,
+    /// Where the last view of each cluster is kept.
+    pub state_dir: PathBuf,
+    /// In the order of their names.
+    pub clusters: Vec<Cluster>,
+    /// In the order of the file.
+    pub listeners: Vec<Listener>,
+    /// Dashboard, metrics, health answers, command line.
+    pub admin: Admin,
+    /// `pointsman-vip` as a whole; `None` when the file has neither `[vrrp]` nor `[[vips]]`.
+    pub vrrp: Option<Vrrp>,
+    /// The virtual IPs, in the order of the file.
+    pub vips: Vec<Vip>,
+    /// The engine of established sessions.
+    pub relay: Relay,
+    /// What is logged.
+    pub log: Log,
+    /// How the process ends.
+    pub shutdown: Shutdown,
+    /// What is allowed, but probably not meant.
+    pub warnings: Vec<Diagnostic>,
+}
+
+impl Config {
+    /// Reads and validates a file. Relative paths in it start at its own directory.
+    pub fn load(_path: &Path) -> Result<Self, Diagnostics> {
+        todo!()
+    }
+
+    /// Validates a text as if it were the file `file_name`, on this machine; relative paths start at `base_dir`.
+    pub fn parse(source: &str, file_name: &str, base_dir: &Path) -> Result<Self, Diagnostics> {
+        Self::parse_on(&System, source, file_name, base_dir)
+    }
+
+    /// The same on a machine of the caller's choice: see [`Host`].
+    pub fn parse_on(
+        _host: &dyn Host,
+        _source: &str,
+        _file_name: &str,
+        _base_dir: &Path,
+    ) -> Result<Self, Diagnostics> {
+        todo!()
+    }
+
+    /// The cluster of this name.
+    pub fn cluster(&self, name: &ClusterName) -> Option<&Cluster> {
+        self.clusters.iter().find(|cluster| cluster.name == *name)
+    }
+}
