@@ -25,13 +25,17 @@ pub fn parse_status(body: &[u8], scope: &str, member: &MemberName) -> Result<Sta
 fn identity(fields: &Fields, scope: &str, member: &MemberName) -> Result<Option<String>, (AskError, String)> {
     let nonsense = |why: String| (AskError::Nonsense, format!("in the answer, {why}"));
     let patroni = fields.object("patroni").map_err(nonsense)?.cloned();
-    let patroni = Fields(patroni.ok_or_else(|| (AskError::Nonsense, "the answer is not Patroni's".to_owned()))?);
+    let patroni =
+        Fields(patroni.ok_or_else(|| (AskError::Nonsense, "the answer is not Patroni's".to_owned()))?);
     let expected = [("scope", scope, true), ("name", member.as_str(), false)];
     for (key, wanted, required) in expected {
         match patroni.text(key).map_err(nonsense)? {
             Some(found) if found != wanted => {
                 let found = values::excerpt(found);
-                return Err((AskError::Stranger, format!("{key} {found} answers where {wanted:?} is expected")));
+                return Err((
+                    AskError::Stranger,
+                    format!("{key} {found} answers where {wanted:?} is expected"),
+                ));
             }
             None if required => return Err((AskError::Nonsense, format!("the answer names no {key}"))),
             Some(_) | None => {}

@@ -13,7 +13,8 @@ const POSTGRES_PORT: u16 = 5432;
 ///
 /// A host without a port takes the port that stands at the end of the list, as Patroni itself reads it.
 pub(super) fn conn_url(url: &str) -> Result<Arc<[Address]>, String> {
-    let rest = ["postgres://", "postgresql://"].iter().find_map(|scheme| strip_prefix_ignore_case(url, scheme));
+    let rest =
+        ["postgres://", "postgresql://"].iter().find_map(|scheme| strip_prefix_ignore_case(url, scheme));
     let rest = rest.ok_or("it does not begin with postgres:// or postgresql://")?;
     let hosts = authority(rest).split(',').map(host_and_port).collect::<Result<Vec<_>, _>>()?;
     let fallback = hosts.last().and_then(|(_, port)| *port).unwrap_or(POSTGRES_PORT);
@@ -24,7 +25,10 @@ pub(super) fn conn_url(url: &str) -> Result<Arc<[Address]>, String> {
 pub(super) fn api_url(url: &str) -> Result<ApiUrl, String> {
     let (tls, rest) = match strip_prefix_ignore_case(url, "https://") {
         Some(rest) => (true, rest),
-        None => (false, strip_prefix_ignore_case(url, "http://").ok_or("it does not begin with http:// or https://")?),
+        None => (
+            false,
+            strip_prefix_ignore_case(url, "http://").ok_or("it does not begin with http:// or https://")?,
+        ),
     };
     let (host, port) = host_and_port(authority(rest))?;
     let port = port.unwrap_or(if tls { 443 } else { 80 });

@@ -7,8 +7,8 @@ use serde_json::{Map, Value};
 
 use super::{MAX_VALUE, iso8601, url};
 use crate::view::{
-    Announcement, ClusterSettings, LeaderKey, Lsn, MemberName, MemberRole, MemberState, MemberView, Replication,
-    Revision, SyncView, Tags, Timeline, TimelineSwitch,
+    Announcement, ClusterSettings, LeaderKey, Lsn, MemberName, MemberRole, MemberState, MemberView,
+    Replication, Revision, SyncView, Tags, Timeline, TimelineSwitch,
 };
 
 /// No name that Patroni takes is longer; a longer one would only fill logs.
@@ -82,7 +82,9 @@ fn tags(tags: Option<&Map<String, Value>>) -> Tags {
 fn tag_text(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => value.to_string(),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => {
+            value.to_string()
+        }
     }
 }
 
@@ -229,7 +231,8 @@ impl Fields {
     }
 
     pub(super) fn number(&self, key: &str) -> Parsed<Option<u64>> {
-        let value = self.get(key).map(|value| number(value).ok_or_else(|| Self::wrong(key, "a whole number")));
+        let value =
+            self.get(key).map(|value| number(value).ok_or_else(|| Self::wrong(key, "a whole number")));
         value.transpose()
     }
 
@@ -240,7 +243,8 @@ impl Fields {
     /// `timeline`; 0 is written for "not known".
     pub(super) fn timeline(&self) -> Parsed<Option<Timeline>> {
         let number = self.number("timeline")?.filter(|number| *number != 0);
-        let timeline = number.map(|number| u32::try_from(number).map_err(|_| Self::wrong("timeline", "a timeline")));
+        let timeline =
+            number.map(|number| u32::try_from(number).map_err(|_| Self::wrong("timeline", "a timeline")));
         Ok(timeline.transpose()?.map(Timeline))
     }
 
