@@ -15,4 +15,5 @@ pub mod patroni;
 pub mod route;
 pub mod status;
 pub mod time;
+pub mod topology;
 pub mod view;
