@@ -10,9 +10,14 @@
 //! * [`topology`]: events in, route tables and revocations out. The only writer of routes.
 //! * [`route`]: what is published: candidates for each listener, or the reason why there are none.
 
+pub mod balance;
+pub mod close;
+pub mod error_response;
 pub mod event;
+pub mod hold;
 pub mod patroni;
 pub mod route;
+pub mod startup;
 pub mod status;
 pub mod time;
 pub mod topology;
