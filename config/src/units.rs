@@ -91,6 +91,9 @@ impl HostPort {
 
     /// Reads `host:port`; the error says what is wrong, as the end of the sentence "it ...".
     pub(crate) fn parse(text: &str) -> Result<Self, &'static str> {
+        if text.is_empty() {
+            return Err("has no host");
+        }
         let (host, port) = match text.strip_prefix('[') {
             Some(rest) => {
                 let (ip, port) = rest.split_once("]:").ok_or("has no port after the brackets")?;
@@ -189,4 +192,12 @@ impl Centiseconds {
     pub fn as_duration(self) -> Duration {
         Duration::from_millis(u64::from(self.0.get()) * 10)
     }
+}
+
+pub(crate) const fn seconds(number: u64) -> Duration {
+    Duration::from_secs(number)
+}
+
+pub(crate) const fn minutes(number: u64) -> Duration {
+    Duration::from_secs(number * 60)
 }

@@ -156,7 +156,7 @@ impl Topology {
 
     /// What passes by itself: deadlines, questions, and the table that follows from it all.
     fn advance(&mut self, now: Now) {
-        let silent = self.store.last_alive.is_some_and(|at| now.mono.since(at) > SILENCE);
+        let silent = self.store.last_alive.is_some_and(|at| now.mono.since(at) >= SILENCE);
         if silent && !self.store.lost() {
             let error = format!("no sign of life for {} s", SILENCE.as_secs());
             self.take_condition(StoreCondition::Lost { error }, now.mono);
@@ -277,13 +277,14 @@ impl Topology {
                     self.note(Loudness::Info, None, What::StoreBack { after_ms });
                 }
             }
-            StoreCondition::Lost { error } => match &mut self.store.lost {
-                Some((_, last)) => *last = error,
-                None => {
-                    self.store.lost = Some((now, error.clone()));
-                    self.note(Loudness::Warn, None, What::StoreLost { error });
+            StoreCondition::Lost { error } => {
+                if let Some((_, last)) = &mut self.store.lost {
+                    *last = error;
+                    return;
                 }
-            },
+                self.store.lost = Some((now, error.clone()));
+                self.note(Loudness::Warn, None, What::StoreLost { error });
+            }
         }
     }
 
@@ -306,13 +307,8 @@ impl Topology {
             self.note_health(name, change);
         }
         let owner = self.owner.as_ref().is_some_and(|owner| owner.member == *name);
-        match outcome {
-            DialOutcome::Served => {}
-            DialOutcome::NotReady if owner => self.doubt(now, member::why(outcome), false),
-            DialOutcome::Refused | DialOutcome::TimedOut | DialOutcome::Failed if owner => {
-                self.doubt(now, member::why(outcome), true);
-            }
-            DialOutcome::NotReady | DialOutcome::Refused | DialOutcome::TimedOut | DialOutcome::Failed => {}
+        if owner && outcome != DialOutcome::Served {
+            self.doubt(now, member::why(outcome), outcome != DialOutcome::NotReady);
         }
     }
 
@@ -355,7 +351,8 @@ impl Topology {
         }
         let owner = self.owner.as_ref().map(|owner| owner.member.clone());
         let old = |(name, member): (&MemberName, &Member)| {
-            let gone = member.gone_since.is_some_and(|since| now.since(since) > FORGET);
+            let owed = member.asking.is_out(now) || member.health.probing.is_out(now);
+            let gone = !owed && member.gone_since.is_some_and(|since| now.since(since) > FORGET);
             (gone && Some(name) != owner.as_ref()).then(|| name.clone())
         };
         let forgotten: Vec<MemberName> = self.members.iter().filter_map(old).collect();

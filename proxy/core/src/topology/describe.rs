@@ -8,7 +8,7 @@ use crate::view::MemberName;
 
 use super::Topology;
 use super::member::Member;
-use super::primary::Standing;
+use super::primary::{Owner, Standing};
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
@@ -64,7 +64,7 @@ impl Topology {
             member: owner.map(|owner| owner.member.clone()),
             since_ms: owner.map_or(0, |owner| millis(now.since(owner.since()))),
             confirmed_by,
-            confirmed_ms: owner.and_then(|owner| owner.last_confirmed()).map(|at| millis(now.since(at))),
+            confirmed_ms: owner.and_then(Owner::last_confirmed).map(|at| millis(now.since(at))),
             why_not: routed.err(),
         }
     }

@@ -35,6 +35,11 @@ impl Schedule {
         self.out_until.map_or(next, |until| next.max(until))
     }
 
+    /// Whether an answer is still owed.
+    pub(super) fn is_out(&self, now: Moment) -> bool {
+        self.out_until.is_some_and(|until| until > now)
+    }
+
     /// Notes that a question was sent.
     pub(super) fn sent(&mut self, now: Moment, deadline: Duration) {
         self.sent_at = Some(now);

@@ -153,7 +153,7 @@ impl Topology {
         let ttl = self.view.as_ref().map_or(30, |view| view.settings.ttl);
         let own_word = self.owner.as_ref().and_then(Owner::last_confirmed);
         let last = own_word.max(self.store.last_alive);
-        last.is_none_or(|last| now.since(last) > Duration::from_secs(ttl.into()))
+        last.is_none_or(|last| now.since(last) >= Duration::from_secs(ttl.into()))
     }
 
     /// The owner is asked whether it takes writes before anything new is sent to it.

@@ -151,7 +151,7 @@ impl Topology {
             (_, _) => None,
         };
         let unfit = old.or_else(|| (!member.may_stream()).then_some(Unfit::NotStreaming))?;
-        let in_grace = self.leader_changed_at.is_some_and(|at| now.since(at) <= GRACE);
+        let in_grace = self.leader_changed_at.is_some_and(|at| now.since(at) < GRACE);
         (!in_grace || self.diverged(member)).then_some(unfit)
     }
 
@@ -217,7 +217,7 @@ impl Topology {
             && self
                 .last_sync
                 .as_ref()
-                .is_some_and(|(last, until)| last.standbys.contains(name) && now.since(*until) <= SYNC_GRACE)
+                .is_some_and(|(last, until)| last.standbys.contains(name) && now.since(*until) < SYNC_GRACE)
     }
 
     /// Remembers the last snapshot that named synchronous standbys.
