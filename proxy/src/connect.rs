@@ -3,11 +3,13 @@
 //! Nothing here has a deadline of its own: the caller's deadline covers the whole.
 
 use std::error::Error as _;
-use std::io;
-use std::sync::Arc;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
 
 use rustls_pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::ClientConfig;
@@ -25,6 +27,65 @@ pub(crate) struct TlsParts {
     pub(crate) config: Arc<ClientConfig>,
     /// The name to expect.
     pub(crate) name: ServerName<'static>,
+}
+
+/// A connection that remembers what it broke of. A library on top of it may say no more than "closed"; with
+/// TLS 1.3 even the refusal of our certificate comes as late as that.
+pub(crate) struct Remembering {
+    connection: Box<dyn Connection>,
+    trouble: Trouble,
+}
+
+/// Why a connection broke, once it has, for people.
+pub(crate) type Trouble = Arc<OnceLock<String>>;
+
+impl Remembering {
+    pub(crate) fn new(connection: Box<dyn Connection>) -> (Self, Trouble) {
+        let trouble = Trouble::default();
+        (Self { connection, trouble: Arc::clone(&trouble) }, trouble)
+    }
+
+    fn remember<T>(&self, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if let Poll::Ready(Err(error)) = &outcome {
+            self.trouble.get_or_init(|| explain(error));
+        }
+        outcome
+    }
+}
+
+impl AsyncRead for Remembering {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let outcome = Pin::new(&mut self.connection).poll_read(cx, buf);
+        self.remember(outcome)
+    }
+}
+
+impl AsyncWrite for Remembering {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let outcome = Pin::new(&mut self.connection).poll_write(cx, buf);
+        self.remember(outcome)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let outcome = Pin::new(&mut self.connection).poll_write_vectored(cx, bufs);
+        self.remember(outcome)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.connection.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.connection).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.connection).poll_shutdown(cx)
+    }
 }
 
 /// Connects to a host (looked up if it is a name; every address is tried in turn), without Nagle's delay.

@@ -9,6 +9,7 @@
 //! member that is cut off from the others says so instead of showing old keys.
 
 use std::convert::Infallible;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use etcd_client::{GetOptions, WatchOptions, WatchRequestSender, WatchResponse, WatchResponseStream};
@@ -20,7 +21,6 @@ use tracing::{debug, info, warn};
 
 use super::backoff::{Rota, jitter};
 use super::{NOWHERE, Outlet};
-use std::sync::atomic::Ordering;
 
 mod connection;
 mod error;
@@ -119,7 +119,7 @@ impl Source<'_> {
         let watched = self.watch(&store, revision).await;
         self.outlet.stats.watch_restarts.fetch_add(1, Ordering::Relaxed);
         watched.map_err(|error| match error {
-            EtcdError::Silent { .. } => End::Endpoint(error),
+            EtcdError::Silent { .. } | EtcdError::CallTimeout { .. } => End::Endpoint(error),
             _ => End::Watch(error),
         })
     }
@@ -131,7 +131,7 @@ impl Source<'_> {
         let mut found = Vec::new();
         let mut at = None;
         loop {
-            let mut page = connection::call("a read", store.kv().get(from, Some(options.clone()))).await?;
+            let mut page = store.call("a read", store.kv().get(from, Some(options.clone()))).await?;
             let header = page.header().ok_or(EtcdError::NoHeader)?;
             let (cluster, revision) = *at.get_or_insert((header.cluster_id(), header.revision()));
             found.extend(page.take_kvs());
@@ -175,7 +175,7 @@ impl Source<'_> {
     async fn watch(&mut self, store: &Store, revision: i64) -> Result<Infallible, EtcdError> {
         let options = WatchOptions::new().with_range(self.end()).with_start_revision(revision.saturating_add(1));
         let prefix = self.prefix.clone();
-        let stream = connection::call("a watch", store.watcher().watch(prefix, Some(options))).await?;
+        let stream = store.call("a watch", store.watcher().watch(prefix, Some(options))).await?;
         let (mut requests, mut responses) = stream.split();
         let mut heartbeat = interval(HEARTBEAT);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -183,7 +183,7 @@ impl Source<'_> {
         loop {
             tokio::select! {
                 response = responses.message() => {
-                    let response = response.map_err(|error| EtcdError::from_client(&error))?.ok_or(EtcdError::Ended)?;
+                    let response = response.map_err(|error| store.error(&error))?.ok_or(EtcdError::Ended)?;
                     self.respond(&response).await?;
                     heard = Instant::now();
                 }
@@ -239,7 +239,7 @@ impl Source<'_> {
     /// Says why an endpoint does not work; and that the store is lost, once none is left that does.
     async fn failed(&mut self, index: usize, endpoint: &Endpoint, error: &EtcdError) {
         let cluster = &self.outlet.cluster.name;
-        let failure = Failure { rank: error.rank(), text: format!("{endpoint}: {}", error.explain(self.etcd, &self.prefix)) };
+        let failure = Failure { rank: error.rank(), text: format!("{endpoint}: {}", error.explain(self.etcd, endpoint, &self.prefix)) };
         if let Some(known) = self.failures.get_mut(index).filter(|known| known.as_ref() != Some(&failure)) {
             warn!(%cluster, error = failure.text, "etcd endpoint does not work");
             *known = Some(failure);

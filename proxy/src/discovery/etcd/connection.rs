@@ -18,7 +18,7 @@ use tower_service::Service;
 use tracing::debug;
 
 use super::{CALL, CONNECT, EtcdError};
-use crate::connect::{self, Connection, TlsParts};
+use crate::connect::{self, Remembering, TlsParts, Trouble};
 use crate::tls;
 
 /// etcd takes values of 1.5 MiB unless told otherwise, and a page may hold many.
@@ -28,6 +28,7 @@ const MAX_MESSAGE: usize = 64 << 20;
 pub(super) struct Store {
     pub(super) endpoint: Endpoint,
     client: Client,
+    trouble: Trouble,
 }
 
 impl Store {
@@ -38,15 +39,29 @@ impl Store {
     pub(super) fn watcher(&self) -> WatchClient {
         self.client.watch_client().max_decoding_message_size(MAX_MESSAGE)
     }
+
+    /// Awaits a call to etcd, under its deadline.
+    pub(super) async fn call<T>(
+        &self,
+        what: &'static str,
+        future: impl Future<Output = Result<T, etcd_client::Error>>,
+    ) -> Result<T, EtcdError> {
+        call(what, &self.trouble, future).await
+    }
+
+    /// What an error of the library means.
+    pub(super) fn error(&self, error: &etcd_client::Error) -> EtcdError {
+        EtcdError::from_client(error, &self.trouble)
+    }
 }
 
-/// Awaits a call to etcd, under its deadline.
-pub(super) async fn call<T>(
+async fn call<T>(
     what: &'static str,
+    trouble: &Trouble,
     future: impl Future<Output = Result<T, etcd_client::Error>>,
 ) -> Result<T, EtcdError> {
     match timeout(CALL, future).await {
-        Ok(result) => result.map_err(|error| EtcdError::from_client(&error)),
+        Ok(result) => result.map_err(|error| EtcdError::from_client(&error, trouble)),
         Err(_) => Err(EtcdError::CallTimeout { call: what, after: CALL }),
     }
 }
@@ -57,17 +72,18 @@ pub(super) async fn open(etcd: &Etcd, endpoint: &Endpoint) -> Result<Store, Etcd
     let (host, port) = (endpoint.address.host(), endpoint.address.port());
     let connection = timeout(CONNECT, connect::open(host, port, tls)).await;
     let connection = connection.map_err(|_| EtcdError::ConnectTimeout { after: CONNECT })?;
-    let channel = channel(endpoint, connection.map_err(EtcdError::Connect)?).await?;
+    let (connection, trouble) = Remembering::new(connection.map_err(EtcdError::Connect)?);
+    let channel = channel(endpoint, connection).await?;
     let user = etcd.credentials.as_ref().zip(password.as_ref());
-    let client = match sign_in(channel.clone(), user).await {
+    let client = match sign_in(channel.clone(), &trouble, user).await {
         // The credentials are ready for the day on which authentication is enabled.
         Err(EtcdError::Refused { message }) if message.contains("authentication is not enabled") => {
             debug!(%endpoint, "credentials are given, but etcd does not ask for any");
-            sign_in(channel, None).await?
+            sign_in(channel, &trouble, None).await?
         }
         other => other?,
     };
-    Ok(Store { endpoint: endpoint.clone(), client })
+    Ok(Store { endpoint: endpoint.clone(), client, trouble })
 }
 
 /// What is read from files before a connection.
@@ -90,7 +106,7 @@ async fn material(etcd: &Etcd, endpoint: &Endpoint) -> Result<(Option<TlsParts>,
 }
 
 /// HTTP/2 over a connection.
-async fn channel(endpoint: &Endpoint, connection: Box<dyn Connection>) -> Result<Channel, EtcdError> {
+async fn channel(endpoint: &Endpoint, connection: Remembering) -> Result<Channel, EtcdError> {
     let broken = |error: &dyn std::error::Error| EtcdError::Broken(error.to_string());
     // The connection is there already, encrypted or not; the scheme says only what it is called.
     let uri = |scheme: &str| format!("{scheme}://{}", endpoint.address).parse::<Uri>();
@@ -105,19 +121,23 @@ async fn channel(endpoint: &Endpoint, connection: Box<dyn Connection>) -> Result
     }
 }
 
-async fn sign_in(channel: Channel, user: Option<(&Credentials, &Secret)>) -> Result<Client, EtcdError> {
+async fn sign_in(
+    channel: Channel,
+    trouble: &Trouble,
+    user: Option<(&Credentials, &Secret)>,
+) -> Result<Client, EtcdError> {
     let mut options = ConnectOptions::new().with_require_leader(true);
     if let Some((credentials, password)) = user {
         options = options.with_user(credentials.user.as_str(), password.expose());
     }
-    call("the sign-in", Client::from_channel(channel, Some(options))).await
+    call("the sign-in", trouble, Client::from_channel(channel, Some(options))).await
 }
 
 /// Gives its connection away once; when that has ended, the client is to end too.
-struct Once(Option<TokioIo<Box<dyn Connection>>>);
+struct Once(Option<TokioIo<Remembering>>);
 
 impl Service<Uri> for Once {
-    type Response = TokioIo<Box<dyn Connection>>;
+    type Response = TokioIo<Remembering>;
     type Error = io::Error;
     type Future = Ready<Result<Self::Response, io::Error>>;
 

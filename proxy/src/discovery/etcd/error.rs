@@ -1,13 +1,12 @@
 //! What can go wrong at one endpoint, and what a person should look at then.
 
-use std::error::Error as _;
 use std::io;
 use std::time::Duration;
 
-use pointsman_config::{Etcd, SecretError};
+use pointsman_config::{Endpoint, Etcd, Scheme, SecretError};
 
-use crate::connect;
-use crate::tls::{self, TlsError};
+use crate::connect::{self, Trouble};
+use crate::tls::TlsError;
 
 /// Why an endpoint was left.
 #[derive(Debug, thiserror::Error)]
@@ -45,23 +44,18 @@ pub(super) enum EtcdError {
 }
 
 impl EtcdError {
-    /// Sorts what the library reports.
-    pub(super) fn from_client(error: &etcd_client::Error) -> Self {
-        if let Some(tls) = tls::explain(error) {
-            return Self::Broken(tls);
+    /// Sorts what the library reports. `trouble`: what the connection broke of, if it did; the library would
+    /// only say that it is closed.
+    pub(super) fn from_client(error: &etcd_client::Error, trouble: &Trouble) -> Self {
+        match (error, trouble.get()) {
+            (_, Some(trouble)) => Self::Broken(trouble.clone()),
+            // Without a cause of its own, a status is etcd's word.
+            (etcd_client::Error::GRpcStatus(status), None) if status.source().is_none() => {
+                Self::Refused { message: status.message().to_owned() }
+            }
+            (etcd_client::Error::GRpcStatus(status), None) => Self::Broken(status.message().to_owned()),
+            (other, None) => Self::Broken(other.to_string()),
         }
-        let etcd_client::Error::GRpcStatus(status) = error else { return Self::Broken(error.to_string()) };
-        if let Some(tls) = status.source().and_then(|source| tls::explain(source)) {
-            return Self::Broken(tls);
-        }
-        if status.message().starts_with("etcdserver: ") || status.source().is_none() {
-            return Self::Refused { message: status.message().to_owned() };
-        }
-        let mut deepest = status.source();
-        while let Some(deeper) = deepest.and_then(std::error::Error::source) {
-            deepest = Some(deeper);
-        }
-        Self::Broken(deepest.map_or_else(|| status.message().to_owned(), ToString::to_string))
     }
 
     /// How much an error says about the cause, among those of several endpoints: a wrong password says more
@@ -76,10 +70,16 @@ impl EtcdError {
     }
 
     /// What happened and what to check, for people.
-    pub(super) fn explain(&self, etcd: &Etcd, prefix: &str) -> String {
+    pub(super) fn explain(&self, etcd: &Etcd, endpoint: &Endpoint, prefix: &str) -> String {
+        let tls = endpoint.scheme == Scheme::Https;
+        let no_certificate = etcd.tls.as_ref().is_none_or(|tls| tls.cert_key.is_none());
         let Self::Refused { message } = self else {
             return match self {
                 Self::CallTimeout { .. } => format!("{self}; has etcd lost its quorum?"),
+                // With TLS 1.3 the refusal can be overtaken by the connection's end.
+                Self::Broken(why) if tls && !why.contains("certificate") && no_certificate => {
+                    format!("{self}; perhaps it wants a client certificate: set tls.cert and tls.key")
+                }
                 _ => self.to_string(),
             };
         };
