@@ -6,6 +6,7 @@
 //!
 //! * [`view`]: what a discovery source claims about a cluster.
 //! * [`event`]: everything that can happen, and everything that the shell can be told to do.
+//! * [`patroni`]: what Patroni writes, made into a view; what its REST interface answers.
 //! * [`topology`]: events in, route tables and revocations out. The only writer of routes.
 //! * [`route`]: what is published: candidates for each listener, or the reason why there are none.
 //! * [`balance`]: which of several candidates a session goes to.
@@ -18,6 +19,7 @@ pub mod close;
 pub mod error_response;
 pub mod event;
 pub mod hold;
+pub mod patroni;
 pub mod route;
 pub mod startup;
 pub mod status;
