@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 use crate::error_response::SqlState;
+use crate::route::RevokeReason;
 use crate::startup::StartupError;
 
 #[cfg(test)]
@@ -64,17 +65,6 @@ impl fmt::Display for Peer {
     }
 }
 
-/// Why a grant no longer holds.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum Revocation {
-    /// Another member was named leader.
-    LeaderChanged,
-    /// A replica that the session read from became the primary, and the listener cuts then.
-    Promoted,
-    /// The member stopped being a primary without a new leader being named.
-    Demoted,
-}
-
 /// Why a session, or what would have become one, has ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum CloseReason {
@@ -115,7 +105,7 @@ pub enum CloseReason {
     /// The server was reached but refused for now (57P03 and its like), until the deadline.
     ServerNotReady,
     /// The grant of the session was revoked.
-    Revoked(Revocation),
+    Revoked(RevokeReason),
     /// The drain at shutdown, or of the member, reached its deadline.
     Drained,
     /// An operator ended the session.
@@ -132,7 +122,7 @@ pub enum CloseReason {
 
 impl CloseReason {
     /// Every label that [`CloseReason::label`] can give, for counters that start at zero.
-    pub const ALL: [&'static str; 28] = [
+    pub const ALL: [&'static str; 29] = [
         "client-closed",
         "server-closed",
         "client-reset",
@@ -155,6 +145,7 @@ impl CloseReason {
         "leader-changed",
         "promoted",
         "demoted",
+        "reconfigured",
         "drained",
         "killed",
         "idle-timeout",
@@ -185,9 +176,10 @@ impl CloseReason {
             Self::LeftWhileHeld => "left-while-held",
             Self::DialFailed { .. } => "dial-failed",
             Self::ServerNotReady => "server-not-ready",
-            Self::Revoked(Revocation::LeaderChanged) => "leader-changed",
-            Self::Revoked(Revocation::Promoted) => "promoted",
-            Self::Revoked(Revocation::Demoted) => "demoted",
+            Self::Revoked(RevokeReason::LeaderChanged) => "leader-changed",
+            Self::Revoked(RevokeReason::Promoted) => "promoted",
+            Self::Revoked(RevokeReason::Demoted) => "demoted",
+            Self::Revoked(RevokeReason::Reconfigured) => "reconfigured",
             Self::Drained => "drained",
             Self::Killed => "killed",
             Self::IdleTimeout => "idle-timeout",
@@ -275,9 +267,12 @@ impl fmt::Display for CloseReason {
             Self::DialFailed { tried: 1 } => f.write_str("the only server tried could not be reached"),
             Self::DialFailed { tried } => write!(f, "no server could be reached after {tried} tries"),
             Self::ServerNotReady => f.write_str("the server does not accept connections yet"),
-            Self::Revoked(Revocation::LeaderChanged) => f.write_str("another member has become the leader"),
-            Self::Revoked(Revocation::Promoted) => f.write_str("the replica has become the primary"),
-            Self::Revoked(Revocation::Demoted) => f.write_str("the server is no longer the primary"),
+            Self::Revoked(RevokeReason::LeaderChanged) => f.write_str("another member has become the leader"),
+            Self::Revoked(RevokeReason::Promoted) => f.write_str("the replica has become the primary"),
+            Self::Revoked(RevokeReason::Demoted) => f.write_str("the server is no longer the primary"),
+            Self::Revoked(RevokeReason::Reconfigured) => {
+                f.write_str("the listener was taken away or routes elsewhere now")
+            }
             Self::Drained => f.write_str("draining reached its deadline"),
             Self::Killed => f.write_str("an operator ended the session"),
             Self::IdleTimeout => f.write_str("the session was idle for too long"),

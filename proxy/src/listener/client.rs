@@ -57,6 +57,11 @@ impl Client {
         &self.early
     }
 
+    /// The first bytes of what was kept have gone to the server.
+    pub(crate) fn forget_early(&mut self, count: usize) {
+        self.early.drain(..count.min(self.early.len()));
+    }
+
     /// The socket, and what came after the messages that were taken off.
     pub(crate) fn into_parts(self) -> (TcpStream, Vec<u8>) {
         (self.stream, self.early)
@@ -68,6 +73,7 @@ impl Client {
             if !self.early.is_empty() {
                 match self.parser.feed(&self.early) {
                     Parsed::NeedMore => self.early.clear(),
+                    Parsed::Message(FirstMessage::DirectTls, _) if !is_whole_record(&self.early) => {}
                     Parsed::Message(message, taken) => {
                         self.early.drain(..taken.min(self.early.len()));
                         return Ok(message);
@@ -117,5 +123,16 @@ impl Client {
         self.spoke = true;
         self.early.extend_from_slice(buffer.get(..count).unwrap_or_default());
         if self.early.len() > MAX_EARLY { Err(ClientError::Flood) } else { Ok(()) }
+    }
+}
+
+/// Whether a whole TLS record is there (RFC 8446, section 5.1: type, version, length). A server answers
+/// nothing to a part of one, so it is not sent in parts while we wait for the server's first byte.
+fn is_whole_record(bytes: &[u8]) -> bool {
+    match bytes {
+        [_, _, _, high, low, fragment @ ..] => {
+            fragment.len() >= usize::from(u16::from_be_bytes([*high, *low]))
+        }
+        _ => false,
     }
 }

@@ -69,7 +69,7 @@ impl Holds {
     }
 
     pub(crate) fn set_limits(&self, limits: HoldLimits) {
-        self.lock().queue.set_limits(limits);
+        self.lock().queue.set_limits(self.now(), limits);
         self.arrived.notify_one();
     }
 

@@ -125,6 +125,8 @@ impl Link {
         match answer {
             // It said something, then nothing that would make a whole: that is the client's to judge.
             Err(DialError::TimedOut | DialError::Closed) if !self.received.is_empty() => Ok(Answer::Begun),
+            // A server owes no answer to half a TLS handshake: its silence says nothing about it.
+            Err(DialError::TimedOut) if question.kind == Kind::Opaque => Ok(Answer::Begun),
             answer => answer,
         }
     }
