@@ -4,6 +4,7 @@
 //! * [`sessions`]: the register of live sessions. [`stats`]: counters of listeners and servers.
 //! * [`state`]: the read side of all that; [`timeline`]: what happened; [`metrics`]: `/metrics`.
 
+pub mod admin;
 pub mod metrics;
 pub mod routes;
 pub mod sessions;

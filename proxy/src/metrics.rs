@@ -20,9 +20,6 @@ mod clusters;
 mod listeners;
 pub(crate) mod process;
 
-#[cfg(test)]
-mod tests;
-
 /// Upper bounds, in seconds, of how long a new primary took to be confirmed.
 const TAKEOVER_BUCKETS: [f64; 14] =
     [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0];
