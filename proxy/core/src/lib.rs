@@ -12,5 +12,10 @@
 pub mod event;
 pub mod route;
 pub mod status;
+pub mod balance;
+pub mod close;
+pub mod error_response;
+pub mod hold;
+pub mod startup;
 pub mod time;
 pub mod view;
