@@ -54,7 +54,11 @@ impl Remembering {
 }
 
 impl AsyncRead for Remembering {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let outcome = Pin::new(&mut self.connection).poll_read(cx, buf);
         self.remember(outcome)
     }
@@ -95,9 +99,8 @@ pub(crate) async fn tcp(host: &str, port: u16) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Connects, over TLS if its parts are given.
-pub(crate) async fn open(host: &str, port: u16, tls: Option<TlsParts>) -> io::Result<Box<dyn Connection>> {
-    let stream = tcp(host, port).await?;
+/// Lays TLS over a connection, if its parts are given.
+pub(crate) async fn secure(stream: TcpStream, tls: Option<TlsParts>) -> io::Result<Box<dyn Connection>> {
     match tls {
         None => Ok(Box::new(stream)),
         Some(parts) => Ok(Box::new(TlsConnector::from(parts.config).connect(parts.name, stream).await?)),
@@ -109,9 +112,12 @@ pub(crate) fn explain(error: &io::Error) -> String {
     if let Some(tls) = tls::explain(error) {
         return tls;
     }
-    match error.kind() {
-        io::ErrorKind::ConnectionRefused => "connection refused: nothing listens there".to_owned(),
-        io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof => "the connection was closed".to_owned(),
-        _ => error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}")),
+    let kind = error.kind();
+    if kind == io::ErrorKind::ConnectionRefused {
+        return "connection refused: nothing listens there".to_owned();
     }
+    if matches!(kind, io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof) {
+        return "the connection was closed by the other side".to_owned();
+    }
+    error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
 }
