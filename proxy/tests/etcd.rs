@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use etcd_client::{Txn, TxnOp};
 use support::etcd::EtcdCluster;
+use support::fake::forwarder;
 use support::source::Source;
+use tokio::sync::watch;
 
 const MEMBER: &str =
     r#"{"conn_url":"postgres://127.0.0.1:5432/postgres","state":"running","role":"primary"}"#;
@@ -149,6 +151,28 @@ async fn quorum_lost_and_found() {
     assert!(error.contains("quorum"), "{error}");
     etcd.restart(1);
     source.leader("n1").await;
+}
+
+/// A watch that dies without a word while the server lives: the path between swallows everything.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_watch() {
+    let etcd = EtcdCluster::start(1);
+    etcd.put(0, "leader", "n1");
+    let (mute, muted) = watch::channel(false);
+    let direct = etcd.endpoint(0);
+    let path = forwarder(direct.strip_prefix("http://").unwrap().to_owned(), muted).await;
+    let through = format!("http://127.0.0.1:{}", path.port);
+    let mut source = Source::start(&format!("endpoints = [{through:?}, {direct:?}]"));
+    source.leader("n1").await;
+    source.alive().await;
+    mute.send(true).unwrap();
+    let dead = Instant::now();
+    etcd.put(0, "leader", "n2");
+    source.leader("n2").await;
+    assert!(dead.elapsed() < Duration::from_secs(5), "{:?}", dead.elapsed());
+    assert_eq!(source.stats.connected(), Some(direct.as_str()));
+    assert_eq!((path.connections(), source.stats.watch_restarts()), (1, 1));
+    assert!(source.stays_for(Duration::from_secs(3)).await >= 2);
 }
 
 /// What happened while we were away is compacted: the full read does not need it.

@@ -15,12 +15,12 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
-/// One that answers an `SSLRequest` with this, and closes.
+/// One that answers a `GSSENCRequest` with this, and closes.
 async fn answering(answer: &'static [u8]) -> FakeServer {
     FakeServer::start(move |_, mut stream| async move {
         let mut request = [0; 8];
         stream.read_exact(&mut request).await.unwrap();
-        assert_eq!(request, [0, 0, 0, 8, 4, 210, 22, 47]);
+        assert_eq!(request, [0, 0, 0, 8, 4, 210, 22, 48]);
         let _ = stream.write_all(answer).await;
     })
     .await
@@ -51,9 +51,13 @@ async fn probe(addresses: &[Address], deadline: Duration) -> DialOutcome {
 #[tokio::test]
 async fn every_answer_has_its_outcome() {
     for (answer, wanted) in [
-        (&b"S"[..], DialOutcome::Served),
+        (&b"G"[..], DialOutcome::Served),
+        (b"S", DialOutcome::Served),
         (b"N", DialOutcome::Served),
         (b"E\0\0\0\x20SFATAL", DialOutcome::NotReady),
+        // As PostgreSQL 11 answers what it does not know.
+        (b"E\0\0\0\x30SFATAL\0VFATAL\0C0A000\0Munsupported\0\0", DialOutcome::Served),
+        (b"E\0\0\0\x20SFATAL\0VFATAL\0C57P03\0Mno\0\0", DialOutcome::NotReady),
         (b"HTTP/1.1 400", DialOutcome::Failed),
         (b"", DialOutcome::Failed),
     ] {

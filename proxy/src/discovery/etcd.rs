@@ -182,8 +182,13 @@ impl Source<'_> {
         let (mut requests, mut responses) = stream.split();
         let mut heartbeat = interval(HEARTBEAT);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut heard = Instant::now();
+        let began = Instant::now();
+        let mut heard = began;
         loop {
+            // A watch that has lived for a while has proved its endpoint; one that ends at once has not.
+            if heard - began > HEARTBEAT {
+                self.rota.proved();
+            }
             tokio::select! {
                 response = responses.message() => {
                     let response = response.map_err(|error| store.error(&error))?.ok_or(EtcdError::Ended)?;
@@ -220,9 +225,6 @@ impl Source<'_> {
         let revision = response.header().map_or(0, etcd_client::ResponseHeader::revision);
         self.guard.saw(revision);
         if response.events().is_empty() {
-            if !response.created() {
-                self.rota.proved();
-            }
             self.outlet.alive(number(revision)).await;
             return Ok(());
         }

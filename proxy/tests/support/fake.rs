@@ -39,6 +39,24 @@ impl FakeServer {
     }
 }
 
+/// Passes everything on to another server, until it is muted: then its connections stay open and say nothing.
+pub(crate) async fn forwarder(to: String, mute: tokio::sync::watch::Receiver<bool>) -> FakeServer {
+    FakeServer::start(move |_, near| {
+        let (to, mut mute) = (to.clone(), mute.clone());
+        async move {
+            let far = TcpStream::connect(to).await.unwrap();
+            let (mut near_in, mut near_out) = near.into_split();
+            let (mut far_in, mut far_out) = far.into_split();
+            tokio::select! {
+                _ = tokio::io::copy(&mut near_in, &mut far_out) => {}
+                _ = tokio::io::copy(&mut far_in, &mut near_out) => {}
+                () = async { drop(mute.wait_for(|mute| *mute).await) } => std::future::pending().await,
+            }
+        }
+    })
+    .await
+}
+
 /// A port on which nobody listens.
 pub(crate) async fn closed_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port()

@@ -4,7 +4,7 @@ use std::error::Error as _;
 use std::io;
 use std::time::Duration;
 
-use pointsman_config::{Endpoint, Etcd, Scheme, SecretError};
+use pointsman_config::{Endpoint, Etcd, Scheme};
 
 use crate::connect::{self, Trouble};
 use crate::tls::TlsError;
@@ -18,8 +18,6 @@ pub(super) enum EtcdError {
     Connect(io::Error),
     #[error("{0}")]
     Tls(#[from] TlsError),
-    #[error("{0}")]
-    Password(#[from] SecretError),
     #[error("no answer to {call} within {} s", after.as_secs())]
     CallTimeout { call: &'static str, after: Duration },
     /// etcd itself refuses: `message` is its own.
@@ -66,7 +64,7 @@ impl EtcdError {
             Self::Connect(_) | Self::ConnectTimeout { .. } | Self::Ended => 0,
             Self::Silent { .. } | Self::CallTimeout { .. } | Self::Broken(_) => 1,
             Self::Canceled { .. } | Self::Compacted { .. } | Self::Behind { .. } | Self::NoHeader => 2,
-            Self::Refused { .. } | Self::Tls(_) | Self::Password(_) | Self::TooManyKeys { .. } => 3,
+            Self::Refused { .. } | Self::Tls(_) | Self::TooManyKeys { .. } => 3,
         }
     }
 
