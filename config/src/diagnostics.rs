@@ -41,9 +41,9 @@ impl Diagnostic {
         Self { severity, file: file.clone(), message, help, place: None }
     }
 
-    /// About the bytes `span` of `source`.
-    pub(crate) fn at(mut self, source: &str, span: Range<usize>) -> Self {
-        self.place = Some(Place::find(source, span));
+    /// About the bytes `span` of the source.
+    pub(crate) fn at(mut self, lines: &Lines<'_>, span: Range<usize>) -> Self {
+        self.place = Some(Place::find(lines, span));
         self
     }
 
@@ -78,19 +78,39 @@ impl Diagnostic {
     }
 }
 
+/// A source with the places of its lines, so that thousands of errors do not each count them.
+pub(crate) struct Lines<'a> {
+    source: &'a str,
+    /// Where each line starts; the first is 0.
+    starts: Vec<usize>,
+}
+
+impl<'a> Lines<'a> {
+    pub(crate) fn new(source: &'a str) -> Self {
+        let after_breaks = source.bytes().enumerate().filter(|(_, b)| *b == b'\n').map(|(at, _)| at + 1);
+        Self { source, starts: std::iter::once(0).chain(after_breaks).collect() }
+    }
+
+    /// The line of a byte, counted from 1.
+    pub(crate) fn line(&self, offset: usize) -> usize {
+        self.starts.partition_point(|start| *start <= offset)
+    }
+}
+
 impl Place {
-    fn find(source: &str, span: Range<usize>) -> Self {
+    fn find(lines: &Lines<'_>, span: Range<usize>) -> Self {
+        let source = lines.source;
         let start = floor_boundary(source, span.start);
         let end = floor_boundary(source, span.end).max(start);
-        let (before, after) = source.split_at(start);
-        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        let line_end = after.find('\n').map_or(source.len(), |length| start + length);
+        let line = lines.line(start);
+        let line_start = lines.starts.get(line - 1).copied().unwrap_or(0);
+        let line_end = lines.starts.get(line).map_or(source.len(), |next| next - 1);
         let text = source.get(line_start..line_end).unwrap_or_default();
         let text = text.strip_suffix('\r').unwrap_or(text);
         let column = source.get(line_start..start).map_or(0, |text| text.chars().count());
         let length = source.get(start..end.min(line_end)).map_or(0, |text| text.trim_end().chars().count());
         Self {
-            line: before.matches('\n').count() + 1,
+            line,
             column: column + 1,
             shown: mask_secrets(text).chars().map(printable).collect(),
             underlined: column..column + length.max(1),
@@ -225,7 +245,8 @@ impl Diagnostics {
         // The place is the same in the repaired text: everything before the first bad byte is kept as it is.
         let source = String::from_utf8_lossy(error.as_bytes());
         Self::new(vec![
-            Diagnostic::whole_file(Severity::Error, &file, message, help).at(&source, valid..valid + 1),
+            Diagnostic::whole_file(Severity::Error, &file, message, help)
+                .at(&Lines::new(&source), valid..valid + 1),
         ])
     }
 

@@ -39,7 +39,7 @@ pub use crate::{
     vip::{Checksum, Peers, Track, TrackProxy, Vip, Vrrp, VrrpProtocol},
 };
 
-/// The whole file, validated. Every path in it is absolute or relative to the file's own directory.
+/// The whole file, validated. Relative paths of the file are already joined to the file's own directory.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// The name of this host among the load balancers; the host name unless given.

@@ -20,7 +20,7 @@ use toml::{
 use crate::{
     Bytes, Host,
     choice::Choice,
-    diagnostics::{Severity, mask_user_info},
+    diagnostics::{Lines, Severity, mask_user_info},
     suggest::nearest,
     units::{parse_bytes, parse_duration, write_duration},
 };
@@ -51,6 +51,7 @@ pub(crate) struct Found {
 pub(crate) struct Context<'a> {
     pub(crate) host: &'a dyn Host,
     pub(crate) source: &'a str,
+    lines: &'a Lines<'a>,
     base_dir: &'a Path,
     found: RefCell<Vec<Found>>,
     /// Every `table.key` that was asked for, for the test of the documentation.
@@ -59,10 +60,11 @@ pub(crate) struct Context<'a> {
 }
 
 impl<'a> Context<'a> {
-    pub(crate) fn new(host: &'a dyn Host, source: &'a str, base_dir: &'a Path) -> Self {
+    pub(crate) fn new(host: &'a dyn Host, source: &'a str, lines: &'a Lines<'a>, base_dir: &'a Path) -> Self {
         Self {
             host,
             source,
+            lines,
             base_dir,
             found: RefCell::default(),
             #[cfg(test)]
@@ -92,7 +94,7 @@ impl<'a> Context<'a> {
 
     /// The line of a span, counted from 1, to name it in another message.
     pub(crate) fn line(&self, span: &Span) -> usize {
-        self.source.bytes().take(span.start).filter(|byte| *byte == b'\n').count() + 1
+        self.lines.line(span.start)
     }
 
     /// A path of the file: relative ones start at the file's own directory.

@@ -1,6 +1,8 @@
 //! Wrong files and exactly what is said about them: `diagnostics/NAME.toml` and `diagnostics/NAME.txt`.
 //! `BLESS=1 cargo test -p pointsman-config --test diagnostics` rewrites the expected texts; read the diff.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use std::{
@@ -44,7 +46,7 @@ fn cases() -> Vec<PathBuf> {
 #[test]
 fn wrong_files_are_explained_exactly() {
     let bless = std::env::var_os("BLESS").is_some();
-    let mut failures = String::new();
+    let mut failures: Vec<String> = Vec::new();
     let cases = cases();
     assert!(cases.len() >= 20, "only {} cases found", cases.len());
     for case in cases {
@@ -56,10 +58,10 @@ fn wrong_files_are_explained_exactly() {
         }
         let expected = fs::read_to_string(&text).unwrap_or_default();
         if expected != said {
-            failures += &format!("{name}\n{}\n", difference(&expected, &said));
+            failures.push(format!("{name}\n{}", difference(&expected, &said)));
         }
     }
-    assert!(failures.is_empty(), "\n{failures}");
+    assert!(failures.is_empty(), "\n{}", failures.join("\n"));
 }
 
 #[test]

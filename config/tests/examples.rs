@@ -1,5 +1,7 @@
 //! The committed examples are complete, and the defaults are what the documentation says.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use std::{

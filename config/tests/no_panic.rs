@@ -8,7 +8,8 @@ use pointsman_config::Config;
 use proptest::{prelude::*, sample::Index};
 use support::{BASE, Pretend};
 
-const EXAMPLES: [&str; 6] = [
+const EXAMPLES: [&str; 7] = [
+    include_str!("diagnostics/every-key.toml"),
     include_str!("../examples/1-patroni-etcd-vip.toml"),
     include_str!("../examples/2-patroni-consul.toml"),
     include_str!("../examples/3-cloud-balancer.toml"),
@@ -100,7 +101,7 @@ fn mutate(source: &str, mutations: &[(Index, u8, String)]) -> String {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1024, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_text(source in any::<String>()) {

@@ -1,15 +1,34 @@
 //! The I/O shell of the proxy: it carries out what `pointsman_core` decides.
 //!
+//! * [`run`]: the story of a process, from the configuration to the last session.
+//! * [`control`]: one task for each cluster, around its topology: the only writer of routes.
 //! * [`routes`]: where the control task publishes, and the fences that end sessions.
 //! * [`discovery`]: the source of a cluster's views. [`ask`], [`probe`]: questions to single members.
-//! * [`sessions`]: the register of live sessions. [`stats`]: counters of listeners and servers.
+//! * [`listener`]: from accept to the end of a session. [`sessions`], [`stats`]: what can be seen of it.
+//! * [`state`]: the read side of all that; [`timeline`]: what happened; [`metrics`]: `/metrics`;
+//!   [`admin`]: HTTP.
 
+pub mod admin;
 pub mod ask;
 pub mod clock;
+pub mod cluster;
 mod connect;
+pub mod control;
+mod dial;
 pub mod discovery;
+pub mod life;
+pub mod listener;
+pub mod logging;
+pub mod metrics;
 pub mod probe;
+mod relay;
+mod reload;
 pub mod routes;
+pub mod run;
 pub mod sessions;
+mod socket;
+pub mod state;
 pub mod stats;
+pub mod timeline;
 pub mod tls;
+mod unbuilt;

@@ -76,12 +76,13 @@ fn assign_cluster(cx: &Context<'_>, listener: &mut listener::Draft, clusters: &[
 
 /// What a cluster without Patroni cannot offer.
 fn check_target(cx: &Context<'_>, listener: &listener::Draft, cluster: &cluster::Draft<'_>) {
-    if let Some((target, span)) = &listener.target {
-        if cluster.is_multi_master && *target != Target::Any {
-            let message =
-                format!("cluster {} has no `{target}`: every member of it is writable", quote(cluster.name));
-            cx.error(span, message, "write target = \"any\", or probe = \"sql\" in the cluster");
-        }
+    if let Some((target, span)) = &listener.target
+        && cluster.is_multi_master
+        && *target != Target::Any
+    {
+        let message =
+            format!("cluster {} has no `{target}`: every member of it is writable", quote(cluster.name));
+        cx.error(span, message, "write target = \"any\", or probe = \"sql\" in the cluster");
     }
     if let (Some(span), true) = (&listener.tags, cluster.is_static) {
         let message = format!("the members of cluster {} have no tags", quote(cluster.name));

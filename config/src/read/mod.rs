@@ -11,13 +11,13 @@ mod vip;
 #[cfg(test)]
 mod tests;
 
-use std::{path::Path, sync::Arc};
+use std::{collections::BTreeSet, path::Path, sync::Arc};
 
 use toml::de::DeTable;
 
 use crate::{
     Config, Diagnostic, Diagnostics, Host, NodeName,
-    diagnostics::Severity,
+    diagnostics::{Lines, Severity},
     read::shared::Binds,
     reader::{Context, Found, Span, Table, quote},
     units::minutes,
@@ -37,13 +37,14 @@ struct Draft<'a> {
 /// Reads a whole file.
 pub(crate) fn read(host: &dyn Host, source: &str, file: &str, base: &Path) -> Result<Config, Diagnostics> {
     let file: Arc<str> = Arc::from(file);
+    let lines = Lines::new(source);
     let (tree, errors) = DeTable::parse_recoverable(source);
     if !errors.is_empty() {
-        return Err(Diagnostics::new(syntax_errors(&file, source, &errors)));
+        return Err(Diagnostics::new(syntax_errors(&file, &lines, &errors)));
     }
-    let cx = Context::new(host, source, base);
+    let cx = Context::new(host, source, &lines, base);
     let config = read_tree(&cx, tree.get_ref());
-    let found = cx.into_found().into_iter().map(|found| diagnostic(&file, source, found));
+    let found = cx.into_found().into_iter().map(|found| diagnostic(&file, &lines, found));
     let (errors, mut warnings): (Vec<_>, Vec<_>) =
         found.partition(|found| found.severity() == Severity::Error);
     match config {
@@ -56,27 +57,27 @@ pub(crate) fn read(host: &dyn Host, source: &str, file: &str, base: &Path) -> Re
     }
 }
 
-fn diagnostic(file: &Arc<str>, source: &str, found: Found) -> Diagnostic {
+fn diagnostic(file: &Arc<str>, lines: &Lines<'_>, found: Found) -> Diagnostic {
     let Found { severity, span, problem } = found;
     let diagnostic = Diagnostic::whole_file(severity, file, problem.message, problem.help);
     match span {
-        Some(span) => diagnostic.at(source, span),
+        Some(span) => diagnostic.at(lines, span),
         None => diagnostic,
     }
 }
 
 /// The parser's own errors. One for each line: what follows on the same line is mostly an echo.
-fn syntax_errors(file: &Arc<str>, source: &str, errors: &[toml::de::Error]) -> Vec<Diagnostic> {
+fn syntax_errors(file: &Arc<str>, lines: &Lines<'_>, errors: &[toml::de::Error]) -> Vec<Diagnostic> {
+    let mut seen: BTreeSet<Option<usize>> = BTreeSet::new();
     let mut list: Vec<Diagnostic> = Vec::new();
     for error in errors {
         let message = format!("this is not TOML: {}", error.message());
         let help = syntax_help(error.message()).to_owned();
         let mut diagnostic = Diagnostic::whole_file(Severity::Error, file, message, help);
         if let Some(span) = error.span() {
-            diagnostic = diagnostic.at(source, span);
+            diagnostic = diagnostic.at(lines, span);
         }
-        let line = |diagnostic: &Diagnostic| diagnostic.line_column().map(|(line, _)| line);
-        if !list.iter().any(|earlier| line(earlier) == line(&diagnostic)) {
+        if seen.insert(diagnostic.line_column().map(|(line, _)| line)) {
             list.push(diagnostic);
         }
     }

@@ -29,16 +29,20 @@ pub(super) fn admin(root: &mut Table<'_>) -> (Admin, Vec<Bind>) {
     let local = SocketAddr::from((Ipv4Addr::LOCALHOST, 7000));
     let Some(mut table) = section(root, "admin", "[admin]", "{ bind = \"0.0.0.0:7000\" }") else {
         let admin = Admin { bind: vec![local], users: Vec::new(), socket: root.cx.resolve(SOCKET) };
-        return (admin, vec![Bind { address: local, span: root.span() }]);
+        return (admin, vec![default_bind(local, root)]);
     };
     let binds = match table.get("bind") {
         Some(value) => shared::binds(value),
-        None => vec![Bind { address: local, span: table.span() }],
+        None => vec![default_bind(local, &table)],
     };
     let users = users(&mut table);
     let (socket, _) = shared::socket(&mut table, "socket", SOCKET);
     table.finish();
     (Admin { bind: binds.iter().map(|bind| bind.address).collect(), users, socket }, binds)
+}
+
+fn default_bind(address: SocketAddr, table: &Table<'_>) -> Bind {
+    Bind { address, span: table.span(), written: false }
 }
 
 fn users(table: &mut Table<'_>) -> Vec<User> {

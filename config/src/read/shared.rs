@@ -43,6 +43,8 @@ pub(crate) fn socket(table: &mut Table<'_>, key: &'static str, default: &str) ->
 pub(crate) struct Bind {
     pub(crate) address: SocketAddr,
     pub(crate) span: Span,
+    /// False for the default of `[admin]`: there is nothing of it in the file to underline.
+    pub(crate) written: bool,
 }
 
 /// Every address of the file that this host listens on.
@@ -61,6 +63,15 @@ impl Binds {
             let Some(other) = earlier.into_iter().find(|other| overlap(other.address, bind.address)) else {
                 continue;
             };
+            if !bind.written {
+                let message = format!(
+                    "`{}` overlaps with `{}`, where [admin] listens by default",
+                    other.address, bind.address
+                );
+                let help = "write another port here, or [admin] with bind = \"127.0.0.1:7001\"";
+                cx.error(&other.span, message, help);
+                continue;
+            }
             let (ours, line) = (bind.address, cx.line(&other.span));
             let message = if other.address == ours {
                 format!("`{ours}` is there twice, first in line {line}")
@@ -81,7 +92,7 @@ fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
 pub(crate) fn binds(value: Value<'_>) -> Vec<Bind> {
     let bind = |item: Value<'_>| {
         let address = item.parse("\"0.0.0.0:5000\"", socket_addr)?;
-        Some(Bind { address, span: item.span() })
+        Some(Bind { address, span: item.span(), written: true })
     };
     value.one_or_more().into_iter().filter_map(bind).collect()
 }
@@ -280,7 +291,7 @@ pub(crate) fn cert_key(table: &mut Table<'_>) -> Option<(PathBuf, PathBuf)> {
     match (cert_span, key_span) {
         (Some(span), None) => table.cx.error(&span, "`cert` without `key`", "write key = \"client.key\" too"),
         (None, Some(span)) => {
-            table.cx.error(&span, "`key` without `cert`", "write cert = \"client.pem\" too")
+            table.cx.error(&span, "`key` without `cert`", "write cert = \"client.pem\" too");
         }
         (Some(_), Some(_)) | (None, None) => {}
     }

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, path::Path};
 
 use toml::de::DeTable;
 
-use crate::{System, reader::Context};
+use crate::{System, diagnostics::Lines, reader::Context};
 
 /// Every table of the grammar at least once. Whether the values are right does not matter here.
 const EVERY_TABLE: &str = r#"
@@ -24,9 +24,11 @@ rest = { tls = {} }
 discovery = { etcd = { tls = {} }, consul = { tls = {} }, patroni = {}, static = { members = [{}] } }
 "#;
 
-fn known() -> BTreeSet<String> {
-    let tree = DeTable::parse(EVERY_TABLE).unwrap();
-    let cx = Context::new(&System, EVERY_TABLE, Path::new("/nowhere"));
+/// The keys that the reader asks for in such a file.
+fn asked(source: &str) -> BTreeSet<String> {
+    let tree = DeTable::parse(source).unwrap();
+    let lines = Lines::new(source);
+    let cx = Context::new(&System, source, &lines, Path::new("/nowhere"));
     super::read_tree(&cx, tree.get_ref());
     cx.asked.into_inner()
 }
@@ -55,7 +57,7 @@ fn documented(page: &str) -> BTreeSet<String> {
 fn the_reference_names_every_key() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/configuration.md");
     let documented = documented(&std::fs::read_to_string(path).unwrap());
-    let known = known();
+    let known = asked(EVERY_TABLE);
     assert!(known.len() > 90, "{known:#?}");
     let missing: Vec<_> = known.difference(&documented).collect();
     let invented: Vec<_> = documented.difference(&known).collect();
@@ -63,4 +65,16 @@ fn the_reference_names_every_key() {
         missing.is_empty() && invented.is_empty(),
         "missing: {missing:#?}\nnot in the grammar: {invented:#?}"
     );
+}
+
+/// The committed file with every key, on which other tests stand, really has every key.
+#[test]
+fn every_key_is_in_the_file_of_every_key() {
+    let source = include_str!("../../tests/diagnostics/every-key.toml");
+    let words: BTreeSet<&str> = source.split(|c: char| !(c.is_alphanumeric() || c == '_')).collect();
+    let keys = asked(EVERY_TABLE);
+    let missing: Vec<_> =
+        keys.iter().filter(|key| !key.rsplit('/').next().is_some_and(|key| words.contains(key))).collect();
+    assert!(missing.is_empty(), "{missing:#?}");
+    assert_eq!(asked(source), keys, "every table is there");
 }

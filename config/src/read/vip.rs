@@ -34,12 +34,11 @@ pub(super) fn read_all(
     admin_socket: &PathBuf,
 ) -> (Option<Vrrp>, Vec<Vip>) {
     let mut vrrp = None;
-    if let Some(value) = root.get("vrrp") {
-        if let Some(table) =
+    if let Some(value) = root.get("vrrp")
+        && let Some(table) =
             value.table("vrrp", "[vrrp]".to_owned(), "{ socket = \"/run/pointsman/vip.sock\" }")
-        {
-            vrrp = Some(vrrp_section(table, node, binds, admin_socket));
-        }
+    {
+        vrrp = Some(vrrp_section(table, node, binds, admin_socket));
     }
     let tables = root.tables("vips", EXAMPLE);
     if !tables.is_empty() && vrrp.is_none() {
@@ -97,7 +96,11 @@ fn vrrp_section(mut table: Table<'_>, node: Option<&NodeName>, binds: &mut Binds
             peers.error("`peers` without `key_file`: anybody could speak for them", help);
         }
         (None, Some(span)) => {
-            table.cx.error(span, "`key_file` without `peers`", format!("write peers = {PEERS}, or remove it"))
+            table.cx.error(
+                span,
+                "`key_file` without `peers`",
+                format!("write peers = {PEERS}, or remove it"),
+            );
         }
         (Some(_), Some(_)) | (None, None) => {}
     }
@@ -127,14 +130,14 @@ fn nodes(value: Value<'_>, node: Option<&NodeName>, binds: &mut Binds) -> BTreeM
             entry.error(format!("address `{address}` is there twice"), "give each node its own address");
         }
         if Some(&name) == node {
-            binds.extend([Bind { address, span: entry.span() }]);
+            binds.extend([Bind { address, span: entry.span(), written: true }]);
         }
         nodes.insert(name, address);
     }
-    if let (Some(node), true) = (node, value.is_table()) {
-        if !nodes.contains_key(node) {
-            missing_node(value, node, nodes.keys(), "\"10.0.0.13:7001\"");
-        }
+    if let (Some(node), true) = (node, value.is_table())
+        && !nodes.contains_key(node)
+    {
+        missing_node(value, node, nodes.keys(), "\"10.0.0.13:7001\"");
     }
     nodes
 }
@@ -190,11 +193,11 @@ fn vip(mut table: Table<'_>, node: Option<&NodeName>) -> Option<Vip> {
     let priorities = priority.as_ref().map(|(_, all)| all);
     let track = track(&mut table, interface.as_deref(), priorities);
     let notify = table.get("notify").and_then(executable);
-    if let (Some((own, _)), false, Some(value)) = (&priority, preempt, table.get("preempt")) {
-        if own.get() == 255 {
-            let help = "write a priority from 1 to 254, or preempt = true";
-            value.error("a router with priority 255 owns its addresses and always takes them", help);
-        }
+    if let (Some((own, _)), false, Some(value)) = (&priority, preempt, table.get("preempt"))
+        && own.get() == 255
+    {
+        let help = "write a priority from 1 to 254, or preempt = true";
+        value.error("a router with priority 255 owns its addresses and always takes them", help);
     }
     table.finish();
     let (interface, router_id) = (interface?, router_id?);
@@ -339,7 +342,7 @@ fn auth(table: &Table<'_>, value: Value<'_>) -> Option<Secret> {
     let (secret, span) = shared::secret(&mut auth, "password_file", Some("password_env"));
     match (&secret, &span) {
         (None, None) => {
-            auth.cx.error(&value.span(), "`auth` without a password", format!("write auth = {example}"))
+            auth.cx.error(&value.span(), "`auth` without a password", format!("write auth = {example}"));
         }
         (Some(secret), Some(span)) if secret.expose().len() > 8 => {
             let message = format!("{} holds more than 8 bytes", secret.source());
@@ -446,13 +449,11 @@ fn track_proxy(value: Value<'_>, priorities: Option<&BTreeMap<NodeName, NonZeroU
     };
     let mut sorted: Vec<u8> = priorities.into_iter().flatten().map(|(_, priority)| priority.get()).collect();
     sorted.sort_unstable_by(|a, b| b.cmp(a));
-    if let [first, second, ..] = sorted.as_slice() {
-        if first.saturating_sub(lower.get()) >= *second {
-            let message =
-                format!("{weight} never moves the addresses: {first}{weight} is not below {second}");
-            value
-                .error(message, format!("write a weight of -{} or less, or \"release\"", first - second + 1));
-        }
+    if let [first, second, ..] = sorted.as_slice()
+        && first.saturating_sub(lower.get()) >= *second
+    {
+        let message = format!("{weight} never moves the addresses: {first}{weight} is not below {second}");
+        value.error(message, format!("write a weight of -{} or less, or \"release\"", first - second + 1));
     }
     Some(TrackProxy::Lower(lower))
 }

@@ -61,7 +61,11 @@ impl Host for Pretend {
     }
 
     fn variable(&self, name: &str) -> Option<String> {
-        (name == "POINTSMAN_SQL_PASSWORD").then(|| "from the environment".to_owned())
+        match name {
+            "POINTSMAN_SQL_PASSWORD" => Some("from the environment".to_owned()),
+            "SHORT_PASSWORD" => Some("8 bytes!".to_owned()),
+            _ => None,
+        }
     }
 
     fn host_name(&self) -> Option<String> {

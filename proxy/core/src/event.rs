@@ -7,9 +7,13 @@ use std::{collections::BTreeMap, fmt};
 use pointsman_config::{Bytes, Fallback, ListenerName, OnPromote, StalePrimary, Target};
 use serde::Serialize;
 
-use crate::route::{NoRoute, RevokeReason, Revocation, RouteTable};
+use crate::route::{NoRoute, Revocation, RevokeReason, RouteTable};
 use crate::time::Moment;
-use crate::view::{Address, ApiUrl, ClusterView, Lsn, MemberName, MemberRole, MemberState, Replication, Timeline};
+use crate::view::{
+    Address, ApiUrl, ClusterView, Lsn, MemberName, MemberRole, MemberState, Replication, Timeline,
+};
+
+mod words;
 
 /// What one listener wants of the topology.
 #[derive(Clone, Debug, PartialEq, Eq)]

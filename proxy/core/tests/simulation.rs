@@ -17,7 +17,7 @@ use std::panic::AssertUnwindSafe;
 
 use world::World;
 
-const RUNS: u64 = 4_000;
+const RUNS: u64 = 2_000;
 const STEPS: usize = 400;
 
 fn run(seed: u64, trace: bool) {

@@ -309,7 +309,7 @@ impl Topology {
             && view.state == MemberState::Running
             && view.position.is_some()
             && view.revision > newer_than.max(owner.key_revision);
-        if proves && !self.store.lost() {
+        if proves && self.unknown_leader.is_none() && !self.store.lost() {
             self.confirm(now, "member-key");
         }
     }

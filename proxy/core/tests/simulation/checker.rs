@@ -1,15 +1,11 @@
 //! What must be true after every step, whatever happened.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use pointsman_core::event::{Answer, Effect, What};
 use pointsman_core::route::{GrantRole, RouteTable, Term};
 use pointsman_core::time::Moment;
 use pointsman_core::view::{ClusterView, MemberName, MemberRole, MemberState, Revision};
-
-/// A little less than the topology's own memory.
-const FORGET: Duration = Duration::from_secs(590);
 
 /// Follows a topology from outside and remembers only what it was told and what it said.
 #[derive(Debug, Default)]
@@ -31,8 +27,6 @@ pub(crate) struct Checker {
     followed: bool,
     /// While the store is silent the last leader may take up again what a vanished key took from it.
     store_lost: bool,
-    /// When each member's key was last seen; after [`FORGET`] its name means nothing any more.
-    known: BTreeMap<MemberName, Moment>,
     ended: BTreeSet<Term>,
     asked: BTreeMap<MemberName, Moment>,
     table: Option<RouteTable>,
@@ -48,16 +42,16 @@ impl Checker {
         self.evidence_counts = false;
     }
 
-    /// A snapshot is about to be handed in.
-    pub(crate) fn saw_view(&mut self, view: &ClusterView, now: Moment) {
+    /// A snapshot is about to be handed in. `remembered`: the members that the topology knows by now; any
+    /// other name in the leader key means nothing.
+    pub(crate) fn saw_view(&mut self, view: &ClusterView, remembered: &BTreeSet<MemberName>, now: Moment) {
         self.store_lost = false;
-        self.known.retain(|_, seen| now.since(*seen) < FORGET);
-        self.known.extend(view.members.keys().map(|member| (member.clone(), now)));
         self.paused = view.settings.paused;
         self.standby_cluster = view.settings.standby_cluster;
         self.key_present = view.leader.is_some();
         self.followed &= view.leader.is_some();
-        if let Some(key) = view.leader.as_ref().filter(|key| self.known.contains_key(&key.member)) {
+        let known = |member: &MemberName| view.members.contains_key(member) || remembered.contains(member);
+        if let Some(key) = view.leader.as_ref().filter(|key| known(&key.member)) {
             self.name(&key.member, key.revision, now);
         }
         let Some(named) = self.named.clone() else { return };

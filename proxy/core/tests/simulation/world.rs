@@ -370,7 +370,9 @@ impl World {
     fn happen(&mut self) {
         if self.store_up && self.snapshots.front().is_some_and(|(at, _)| *at <= self.now.mono) {
             if let Some((_, view)) = self.snapshots.pop_front() {
-                self.checker.saw_view(&view, self.now.mono);
+                let remembered = self.topology.describe(self.now.mono).members;
+                let remembered = remembered.into_iter().map(|member| member.name).collect();
+                self.checker.saw_view(&view, &remembered, self.now.mono);
                 self.tell(Event::View(Box::new(view)));
             }
             return;

@@ -49,7 +49,7 @@ impl EtcdError {
         match (error, trouble.get()) {
             (_, Some(trouble)) => Self::Broken(trouble.clone()),
             // Without a cause of its own, a status is etcd's word.
-            (etcd_client::Error::GRpcStatus(status), None) if status.source().is_none() => {
+            (etcd_client::Error::GRpcStatus(status), None) if std::error::Error::source(status).is_none() => {
                 Self::Refused { message: status.message().to_owned() }
             }
             (etcd_client::Error::GRpcStatus(status), None) => Self::Broken(status.message().to_owned()),

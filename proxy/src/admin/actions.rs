@@ -1,0 +1,77 @@
+//! What an operator may change. Reached through the UNIX socket only.
+
+use hyper::StatusCode;
+use pointsman_core::close::CloseReason;
+use pointsman_core::event::{AdminMode, Event};
+use pointsman_core::view::MemberName;
+use serde::Serialize;
+
+use super::answer::{self, Answer};
+use crate::sessions::SessionId;
+use crate::state::App;
+
+#[derive(Serialize)]
+struct Done {
+    done: String,
+    /// How many sessions were asked to end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sessions: Option<usize>,
+}
+
+fn done(sentence: String, sessions: Option<usize>) -> Answer {
+    answer::json(StatusCode::OK, &Done { done: sentence, sessions })
+}
+
+/// `POST /api/v1/members/CLUSTER/MEMBER/ready|drain|maint|kill`.
+pub(super) fn member(app: &App, cluster: &str, member: &str, action: &str) -> Answer {
+    let mode = match action {
+        "ready" => Some(AdminMode::Ready),
+        "drain" => Some(AdminMode::Drain),
+        "maint" => Some(AdminMode::Maint),
+        "kill" => None,
+        _ => return answer::problem(StatusCode::NOT_FOUND, "the actions are ready, drain, maint and kill"),
+    };
+    let parts = app.parts.load();
+    let Some(handle) = parts.cluster(cluster) else {
+        return answer::problem(StatusCode::NOT_FOUND, &format!("there is no cluster {cluster:?}"));
+    };
+    let known = handle.status().is_some_and(|described| {
+        described.status.members.iter().any(|found| found.name.as_str() == member)
+    });
+    if !known {
+        let sentence = format!("the cluster {cluster} has no member {member:?}");
+        return answer::problem(StatusCode::NOT_FOUND, &sentence);
+    }
+    let Some(mode) = mode else { return kill_on(app, cluster, member) };
+    if !handle.wish(Event::Admin { member: MemberName::from(member), mode }) {
+        let sentence = "the cluster's control task is busy or gone; try again, then see the log";
+        return answer::problem(StatusCode::SERVICE_UNAVAILABLE, sentence);
+    }
+    tracing::info!(cluster, member, mode = mode.as_str(), "an operator's wish");
+    done(format!("{cluster}/{member} is set to {mode}"), None)
+}
+
+/// Ends every session that a member serves.
+fn kill_on(app: &App, cluster: &str, member: &str) -> Answer {
+    let sessions = app.sessions.list();
+    let of_member = sessions.iter().filter(|session| {
+        session.cluster.as_str() == cluster
+            && session.granted().is_some_and(|granted| granted.member.as_str() == member)
+    });
+    let count = of_member.map(|session| session.kill(CloseReason::Killed)).count();
+    tracing::warn!(cluster, member, sessions = count, "an operator ended the sessions of a member");
+    done(format!("{count} sessions on {cluster}/{member} end now"), Some(count))
+}
+
+/// `POST /api/v1/sessions/ID/kill`.
+pub(super) fn kill(app: &App, id: &str) -> Answer {
+    let Ok(number) = id.parse() else {
+        return answer::problem(StatusCode::BAD_REQUEST, "a session is named by its number");
+    };
+    let Some(session) = app.sessions.get(SessionId(number)) else {
+        return answer::problem(StatusCode::NOT_FOUND, &format!("there is no session {number} (any more)"));
+    };
+    session.kill(CloseReason::Killed);
+    tracing::warn!(session = number, client = %session.client, "an operator ended a session");
+    done(format!("session {number} ends now"), Some(1))
+}

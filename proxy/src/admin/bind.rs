@@ -1,0 +1,161 @@
+//! Sockets of the admin interface.
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
+
+/// The group that may use the UNIX socket, where the system has it.
+const GROUP: &str = "pointsman";
+
+/// Connections that the kernel keeps ready for us.
+const BACKLOG: i32 = 256;
+
+/// A peer that does not take our bytes for so long is gone.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Why the admin interface cannot be reached.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// An address is in use, or not ours to use.
+    #[error("admin.bind: cannot listen on {address}: {error}")]
+    Tcp {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// Another process answers on the socket.
+    #[error("admin.socket: another process listens on {}: is pointsman running already?", path.display())]
+    InUse {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The path is taken by something that is not a socket.
+    #[error("admin.socket: {} exists and is not a socket", path.display())]
+    NotASocket {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The socket cannot be made.
+    #[error("admin.socket: cannot create {}: {error}", path.display())]
+    Unix {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+}
+
+/// Binds one address. It may be one that this host does not have yet (a virtual IP).
+pub(super) fn tcp(address: SocketAddr) -> Result<TcpListener, BindError> {
+    listen(address).map_err(|error| BindError::Tcp { address, error })
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+        socket.set_freebind_v6(true)?;
+    } else {
+        socket.set_freebind_v4(true)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// A peer that vanished, or that never reads, must not keep its place.
+pub(super) fn prepare(stream: &TcpStream) {
+    let socket = SockRef::from(stream);
+    let keepalive = TcpKeepalive::new().with_time(PATIENCE).with_interval(Duration::from_secs(10));
+    // Each of these is a precaution; the connection works without it.
+    let _ = socket.set_tcp_keepalive(&keepalive);
+    let _ = socket.set_tcp_user_timeout(Some(PATIENCE));
+    let _ = socket.set_tcp_nodelay(true);
+}
+
+/// Makes the UNIX socket: 0660, group `pointsman` where it exists, in place of a stale one.
+///
+/// It is made under another name and moved into place, so that it is never there with wider permissions.
+pub(super) fn unix(path: &Path) -> Result<(UnixListener, SocketFile), BindError> {
+    let failed = |error| BindError::Unix { path: path.to_owned(), error };
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).map_err(failed)?;
+    }
+    check_free(path)?;
+    let mut draft = path.as_os_str().to_owned();
+    draft.push(format!(".{}", std::process::id()));
+    let draft = PathBuf::from(draft);
+    let _ = fs::remove_file(&draft); // of a process that had our number and died here
+    let listener = UnixListener::bind(&draft).map_err(failed)?;
+    let mut socket = SocketFile::new(&draft).map_err(failed)?;
+    if let Some(group) = group_id(GROUP) {
+        let _ = chown(&draft, None, Some(group)); // only root and members of the group may: else it stays ours
+    }
+    fs::set_permissions(&draft, fs::Permissions::from_mode(0o660)).map_err(failed)?;
+    fs::rename(&draft, path).map_err(failed)?;
+    path.clone_into(&mut socket.path);
+    Ok((listener, socket))
+}
+
+/// A socket that nobody listens on is left over from a crash and may be replaced; nothing else may.
+fn check_free(path: &Path) -> Result<(), BindError> {
+    let failed = |error| BindError::Unix { path: path.to_owned(), error };
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed(error)),
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(BindError::NotASocket { path: path.to_owned() });
+        }
+        Ok(_) => {}
+    }
+    match UnixStream::connect(path) {
+        Ok(_) => Err(BindError::InUse { path: path.to_owned() }),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// Removes the socket's file at the end, if it is still ours.
+#[derive(Debug)]
+pub(super) struct SocketFile {
+    path: PathBuf,
+    identity: (u64, u64),
+}
+
+impl SocketFile {
+    fn new(path: &Path) -> io::Result<Self> {
+        Ok(Self { path: path.to_owned(), identity: Self::identity(path)? })
+    }
+
+    fn identity(path: &Path) -> io::Result<(u64, u64)> {
+        let metadata = fs::symlink_metadata(path)?;
+        Ok((metadata.dev(), metadata.ino()))
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // A successor may have put its own socket here already.
+        if Self::identity(&self.path).is_ok_and(|found| found == self.identity) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// The number of a group in `/etc/group` (`name:password:number:members`).
+fn group_id(name: &str) -> Option<u32> {
+    let groups = fs::read_to_string("/etc/group").ok()?;
+    groups.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        (fields.next()? == name).then(|| fields.nth(1))??.parse().ok()
+    })
+}

@@ -1,0 +1,299 @@
+//! The read side of the process: what the admin interface shows.
+//!
+//! The control tasks, the listeners and the process's life write here through narrow doors; everybody else
+//! reads. Nothing in here decides anything.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use pointsman_config::{ClusterName, Listener, ListenerName, NodeName, Target};
+use pointsman_core::event::{Event, Loudness, Note};
+use pointsman_core::status::ClusterStatus;
+use pointsman_core::time::UnixMillis;
+use serde::Serialize;
+use tokio::sync::{mpsc, watch};
+
+use crate::metrics::Metrics;
+use crate::sessions::Sessions;
+use crate::stats::{Counter, ListenerStats};
+use crate::timeline::Timeline;
+
+/// Where the process stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Life {
+    /// Not every listener is up yet.
+    Starting,
+    /// Serving.
+    Ready,
+    /// No new sessions; the old ones finish.
+    Draining,
+    /// About to exit.
+    Stopping,
+}
+
+impl Life {
+    /// Every value, in the order of a life.
+    pub const ALL: [Self; 4] = [Self::Starting, Self::Ready, Self::Draining, Self::Stopping];
+
+    /// The word for answers and labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Draining => "draining",
+            Self::Stopping => "stopping",
+        }
+    }
+}
+
+/// The result of the last SIGHUP.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Reload {
+    /// When, RFC 3339.
+    pub at: String,
+    /// Whether the new configuration is in force.
+    pub ok: bool,
+    /// What was not taken over and needs a restart; or why the old configuration stays.
+    pub text: String,
+}
+
+/// Everything that the admin interface reads.
+#[derive(Debug)]
+pub struct App {
+    /// This host among the load balancers.
+    pub node: NodeName,
+    /// When the process started, monotonic.
+    pub started: Instant,
+    /// When the process started, by the wall clock.
+    pub started_at: UnixMillis,
+    /// Clusters and listeners as configured now; replaced as a whole by a reload.
+    pub parts: ArcSwap<Parts>,
+    /// Every live session.
+    pub sessions: Arc<Sessions>,
+    /// What happened.
+    pub timeline: Timeline,
+    /// What is measured besides the plain counters.
+    pub metrics: Metrics,
+    /// Reloads that took effect.
+    pub reloads_ok: Counter,
+    /// Reloads that left the old configuration in force.
+    pub reloads_failed: Counter,
+    life: watch::Sender<Life>,
+    reload: Mutex<Option<Reload>>,
+    log_lines_dropped: AtomicU64,
+}
+
+/// What a configuration consists of.
+#[derive(Debug, Default)]
+pub struct Parts {
+    /// By name.
+    pub clusters: Vec<Arc<ClusterHandle>>,
+    /// In the order of the file.
+    pub listeners: Vec<Arc<ListenerHandle>>,
+}
+
+impl Parts {
+    /// A cluster.
+    pub fn cluster(&self, name: &str) -> Option<&Arc<ClusterHandle>> {
+        self.clusters.iter().find(|cluster| cluster.name.as_str() == name)
+    }
+
+    /// The listeners of a cluster, in the order of the file.
+    pub fn listeners_of<'a>(&'a self, cluster: &'a ClusterName) -> impl Iterator<Item = &'a Arc<ListenerHandle>> {
+        self.listeners.iter().filter(move |listener| listener.cluster == *cluster)
+    }
+}
+
+impl App {
+    /// A process that is starting, without clusters and listeners.
+    pub fn new(node: NodeName) -> Self {
+        Self {
+            node,
+            started: Instant::now(),
+            started_at: wall_now(),
+            parts: ArcSwap::default(),
+            sessions: Arc::default(),
+            timeline: Timeline::default(),
+            metrics: Metrics::default(),
+            reloads_ok: Counter::default(),
+            reloads_failed: Counter::default(),
+            life: watch::Sender::new(Life::Starting),
+            reload: Mutex::new(None),
+            log_lines_dropped: AtomicU64::new(0),
+        }
+    }
+
+    /// Where the process stands.
+    pub fn life(&self) -> Life {
+        *self.life.borrow()
+    }
+
+    /// Only the process's life calls this.
+    pub fn set_life(&self, life: Life) {
+        self.life.send_replace(life);
+    }
+
+    /// Tells of every change of [`App::life`].
+    pub fn subscribe_life(&self) -> watch::Receiver<Life> {
+        self.life.subscribe()
+    }
+
+    /// A note of a control task: into the log, the timeline and the metrics, in the same words.
+    pub fn note(&self, at: UnixMillis, cluster: &ClusterName, note: &Note) {
+        let entry = self.timeline.push(at, cluster, note);
+        self.metrics.note(cluster, note);
+        let (member, kind) = (entry.member.as_ref().map(tracing::field::display), entry.kind);
+        match note.loudness {
+            Loudness::Info => tracing::info!(%cluster, member, kind, "{}", entry.text),
+            Loudness::Warn => tracing::warn!(%cluster, member, kind, "{}", entry.text),
+        }
+    }
+
+    /// The result of the last reload, if there was one.
+    pub fn reload(&self) -> Option<Reload> {
+        self.reload.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Records the result of a reload: what needs a restart (may be empty), or why the old one stays.
+    pub fn set_reload(&self, result: Result<String, String>) {
+        let (ok, text) = match result {
+            Ok(text) => (true, text),
+            Err(text) => (false, text),
+        };
+        if ok { &self.reloads_ok } else { &self.reloads_failed }.add(1);
+        let reload = Reload { at: wall_now().to_string(), ok, text };
+        *self.reload.lock().unwrap_or_else(PoisonError::into_inner) = Some(reload);
+    }
+
+    /// How many log lines were dropped because nobody took them in time.
+    pub fn log_lines_dropped(&self) -> u64 {
+        self.log_lines_dropped.load(Ordering::Relaxed)
+    }
+
+    /// Only the log's owner calls this.
+    pub fn set_log_lines_dropped(&self, lines: u64) {
+        self.log_lines_dropped.store(lines, Ordering::Relaxed);
+    }
+}
+
+/// A cluster as it was described last.
+#[derive(Debug)]
+pub struct Described {
+    /// The description. Its ages are those of the moment `made`.
+    pub status: Arc<ClusterStatus>,
+    /// When it was made.
+    pub made: Instant,
+}
+
+impl Described {
+    /// The description with its ages as of now.
+    pub fn now(&self) -> ClusterStatus {
+        aged(&self.status, self.made.elapsed())
+    }
+}
+
+/// One cluster.
+#[derive(Debug)]
+pub struct ClusterHandle {
+    /// Its name.
+    pub name: ClusterName,
+    /// Where its members are learned from: `etcd`, `consul`, `patroni`, `static`.
+    pub source: &'static str,
+    /// Reconnects to the store after the first connection.
+    pub store_reconnects: Counter,
+    status: ArcSwapOption<Described>,
+    events: mpsc::Sender<Event>,
+}
+
+impl ClusterHandle {
+    /// `events` leads to the control task: an operator's wishes go there.
+    pub fn new(name: ClusterName, source: &'static str, events: mpsc::Sender<Event>) -> Self {
+        Self { name, source, store_reconnects: Counter::default(), status: ArcSwapOption::empty(), events }
+    }
+
+    /// Only the control task calls this: after each change, and at least every second.
+    pub fn describe(&self, status: ClusterStatus) {
+        self.status.store(Some(Arc::new(Described { status: Arc::new(status), made: Instant::now() })));
+    }
+
+    /// The last description. `None`: the control task has not made any yet.
+    pub fn status(&self) -> Option<Arc<Described>> {
+        self.status.load_full()
+    }
+
+    /// Passes an operator's wish on. `false`: the control task's queue is full or gone.
+    pub fn wish(&self, event: Event) -> bool {
+        self.events.try_send(event).is_ok()
+    }
+}
+
+/// One listener.
+#[derive(Debug)]
+pub struct ListenerHandle {
+    /// Its name.
+    pub name: ListenerName,
+    /// The cluster that it routes to.
+    pub cluster: ClusterName,
+    /// What it routes to.
+    pub target: Target,
+    /// Its addresses.
+    pub bind: Vec<SocketAddr>,
+    /// How long a session may be held.
+    pub hold: Duration,
+    /// How many sessions may be held at once.
+    pub max_held: u32,
+    /// How many sessions it takes at once.
+    pub max_connections: u32,
+    /// Its counters.
+    pub stats: Arc<ListenerStats>,
+    listening: AtomicBool,
+}
+
+impl ListenerHandle {
+    /// A listener as configured, with its counters (kept over a reload), not listening yet.
+    pub fn new(listener: &Listener, stats: Arc<ListenerStats>) -> Self {
+        Self {
+            name: listener.name.clone(),
+            cluster: listener.cluster.clone(),
+            target: listener.target,
+            bind: listener.bind.clone(),
+            hold: listener.hold,
+            max_held: listener.max_held,
+            max_connections: listener.max_connections,
+            stats,
+            listening: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether all of its addresses are bound and accept.
+    pub fn listening(&self) -> bool {
+        self.listening.load(Ordering::Relaxed)
+    }
+
+    /// Only the listener itself calls this.
+    pub fn set_listening(&self, listening: bool) {
+        self.listening.store(listening, Ordering::Relaxed);
+    }
+}
+
+/// The wall clock, for people.
+pub fn wall_now() -> UnixMillis {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    UnixMillis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// The same description `by` later: only ages differ.
+fn aged(status: &ClusterStatus, by: Duration) -> ClusterStatus {
+    let by = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
+    let add = |age: &mut u64| *age = age.saturating_add(by);
+    let mut status = status.clone();
+    status.store.age_ms.iter_mut().for_each(add);
+    add(&mut status.primary.since_ms);
+    status.primary.confirmed_ms.iter_mut().for_each(add);
+    status.members.iter_mut().filter_map(|member| member.answer.as_mut()).for_each(|answer| add(&mut answer.age_ms));
+    status
+}
