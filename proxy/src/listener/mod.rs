@@ -266,6 +266,11 @@ impl Listener {
         self.bound.is_empty() && !self.accepting.is_cancelled()
     }
 
+    /// Tasks that run for it now: accept loops, the keeper of the hold queue, sessions, refusals.
+    pub fn tasks(&self) -> usize {
+        self.shared.tracker.len()
+    }
+
     /// Closes the listening sockets. Sessions go on.
     pub fn stop_accepting(&self) {
         self.accepting.cancel();

@@ -162,12 +162,12 @@ async fn a_reset_is_passed_on_as_a_reset_also_after_a_fin() {
     client.shutdown().await.unwrap();
     expect_fin(&mut far).await;
     reset(client);
-    eventually("the server sees the reset", || far.try_write(b"x").is_err()).await;
+    expect_broken(&far).await;
     let (mut client, mut far) = established(&lab, &server).await;
     far.shutdown().await.unwrap();
     expect_fin(&mut client).await;
     reset(far);
-    eventually("the client sees the reset", || client.try_write(b"x").is_err()).await;
+    expect_broken(&client).await;
     lab.at_rest().await;
     assert_eq!((lab.closes("client-reset"), lab.closes("server-reset")), (2, 2));
 }

@@ -35,10 +35,8 @@ pub(super) struct Lab {
     pub(super) routes: Arc<Routes>,
     pub(super) sessions: Arc<Sessions>,
     pub(super) stats: Arc<ListenerStats>,
-    pub(super) reports: Reports,
     pub(super) events: mpsc::Receiver<Event>,
     generation: u64,
-    no_terms: u64,
 }
 
 impl Lab {
@@ -51,16 +49,15 @@ impl Lab {
         change(&mut settings.listener);
         let (sender, events) = mpsc::channel(1024);
         let (routes, sessions, stats) = <(Arc<Routes>, Arc<Sessions>, Arc<ListenerStats>)>::default();
-        let reports = Reports::new(sender);
         let context = Context {
             routes: routes.clone(),
             sessions: sessions.clone(),
             stats: stats.clone(),
-            reports: reports.clone(),
+            reports: Reports::new(sender),
         };
         let mut listener = Listener::bind(settings, context).unwrap();
         listener.start().unwrap();
-        Self { listener, routes, sessions, stats, reports, events, generation: 0, no_terms: 0 }
+        Self { listener, routes, sessions, stats, events, generation: 0 }
     }
 
     pub(super) fn address(&self) -> SocketAddr {
@@ -84,7 +81,6 @@ impl Lab {
     }
 
     pub(super) fn no_route(&mut self) {
-        self.no_terms += 1;
         self.publish(Err(NoRoute::LeaderKeyGone { last: Some("n1".into()) }));
     }
 
@@ -231,6 +227,12 @@ pub(super) async fn expect_reset(stream: &mut TcpStream) {
     let (got, end) = read_all(stream).await;
     assert_eq!(end.expect_err("an RST, not a FIN").kind(), std::io::ErrorKind::ConnectionReset);
     assert_eq!(got, b"");
+}
+
+/// An RST comes, after a FIN perhaps.
+pub(super) async fn expect_broken(stream: &TcpStream) {
+    let broken = tokio::time::timeout(LONG, stream.ready(tokio::io::Interest::ERROR)).await;
+    assert!(broken.expect("no RST comes").unwrap().is_error());
 }
 
 /// The fields of one ErrorResponse, and nothing behind it but a FIN.
