@@ -124,7 +124,8 @@ async fn every_byte_arrives_in_order_in_both_directions_and_each_half_ends_by_it
         lab.route(&[("n1", server.address, 1)]);
         let mut random = Random(seed);
         // One direction ends long before the other one, or carries nothing at all.
-        let (up, down) = (random.below(3_000_000) * random.below(3), random.below(3_000_000) * random.below(3));
+        let (up, down) =
+            (random.below(3_000_000) * random.below(3), random.below(3_000_000) * random.below(3));
         exchange(&lab, &server, seed, up, down).await;
         let overhead = (startup("alice").len() as u64, AUTH_OK.len() as u64);
         assert_eq!(lab.stats.bytes_in.get(), up as u64 + overhead.0);

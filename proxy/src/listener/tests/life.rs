@@ -226,7 +226,10 @@ async fn a_drain_refuses_the_held_waits_for_the_others_and_cuts_at_the_deadline(
         let error = read_error(&mut held).await;
         assert_eq!((&*error[&'C'], &*error[&'M']), ("57P03", "the load balancer is shutting down"));
         drop(held);
-        assert_eq!(TcpStream::connect(address).await.unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+        assert_eq!(
+            TcpStream::connect(address).await.unwrap_err().kind(),
+            std::io::ErrorKind::ConnectionRefused
+        );
         finishing.write_all(b"still here").await.unwrap();
         drop((finishing, finishing_far));
         expect_fin(&mut staying).await;

@@ -215,7 +215,12 @@ async fn a_revocation_between_two_start_up_messages_is_invisible() {
     let mut alice = new.asked(&startup("alice")).await;
     alice.write_all(AUTH_OK).await.unwrap();
     read_expected(&mut waiting, AUTH_OK).await;
-    assert!(lab.reported().iter().all(|event| *event == dial("n1", DialOutcome::Served) || *event == dial("n2", DialOutcome::Served)));
+    assert!(
+        lab.reported()
+            .iter()
+            .all(|event| *event == dial("n1", DialOutcome::Served)
+                || *event == dial("n2", DialOutcome::Served))
+    );
 }
 
 #[tokio::test]
