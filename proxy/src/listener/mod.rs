@@ -98,8 +98,7 @@ pub struct Settings {
 
 impl Settings {
     fn hold_limits(&self) -> HoldLimits {
-        let max_held = usize::try_from(self.listener.max_held).unwrap_or(usize::MAX);
-        HoldLimits::new(max_held, self.listener.release_rate, self.balancers)
+        HoldLimits::new(self.listener.max_held, self.listener.release_rate, self.balancers)
     }
 }
 

@@ -74,11 +74,17 @@ pub(crate) fn response(shared: &Shared, reason: &CloseReason, held: Duration) ->
     let waited = format!("Pointsman held the connection for {:.1} s.", held.as_secs_f64());
     let settings = shared.settings.load();
     let (message, detail, hint) = match reason {
-        CloseReason::HeldTooLong { why } => (
-            format!("no server of cluster \"{cluster}\" is available for listener \"{listener}\": {why}"),
-            Some(waited),
-            shared.no_route().map(|no_route: NoRoute| no_route.hint().to_owned()),
-        ),
+        CloseReason::HeldTooLong(why) => {
+            let cause = why.as_ref().map_or_else(
+                || "too many others wait for the same server".to_owned(),
+                |why: &NoRoute| why.to_string(),
+            );
+            (
+                format!("no server of cluster \"{cluster}\" is available for listener \"{listener}\": {cause}"),
+                Some(waited),
+                why.as_ref().map(|why| why.hint().to_owned()),
+            )
+        }
         CloseReason::DialFailed { .. } | CloseReason::ServerNotReady => (
             format!("no server of cluster \"{cluster}\" is available for listener \"{listener}\": {reason}"),
             Some(waited),

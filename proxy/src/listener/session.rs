@@ -342,10 +342,10 @@ impl<'a> Start<'a> {
     /// Why the time was up.
     fn expired(&self) -> CloseReason {
         match self.shared.no_route() {
-            Some(no_route) => CloseReason::HeldTooLong { why: no_route.to_string().into() },
+            Some(no_route) => CloseReason::HeldTooLong(Some(no_route)),
             None if self.not_ready => CloseReason::ServerNotReady,
             None if self.tally.tries > 0 => CloseReason::DialFailed { tried: self.tally.tries },
-            None => CloseReason::HeldTooLong { why: "too many others wait for the same server".into() },
+            None => CloseReason::HeldTooLong(None),
         }
     }
 

@@ -92,10 +92,12 @@ fn first_is_first() {
 
 #[test]
 fn random_two_avoids_the_most_loaded() {
-    let shares = shares(Policy::RandomTwo, &members(&[(1, 10), (1, 20), (1, 30)]), 3000);
-    assert_eq!(shares[2], 0, "with two drawn, the most loaded always loses");
-    // The least loaded wins two pairs of three.
-    assert!((1800..2200).contains(&shares[0]), "{shares:?}");
+    for (loads, most, least) in [([10, 20, 30], 2, 0), ([30, 20, 10], 0, 2), ([20, 30, 10], 1, 2)] {
+        let shares = shares(Policy::RandomTwo, &members(&loads.map(|load| (1, load))), 3000);
+        assert_eq!(shares[most], 0, "of two that differ, the most loaded always loses");
+        // The least loaded is in two pairs of three.
+        assert!((1800..2200).contains(&shares[least]), "{shares:?}");
+    }
 }
 
 #[test]

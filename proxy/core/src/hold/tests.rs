@@ -4,7 +4,7 @@ use super::*;
 
 mod model;
 
-fn limits(max_held: usize, rate: u32, balancers: u32) -> HoldLimits {
+fn limits(max_held: u32, rate: u32, balancers: u32) -> HoldLimits {
     HoldLimits::new(max_held, NonZeroU32::new(rate).unwrap(), NonZeroU32::new(balancers).unwrap())
 }
 
@@ -12,7 +12,7 @@ fn at(millis: u64) -> Moment {
     Moment::from_millis(millis)
 }
 
-fn queue(max_held: usize, rate: u32) -> HoldQueue<u32> {
+fn queue(max_held: u32, rate: u32) -> HoldQueue<u32> {
     HoldQueue::new(limits(max_held, rate, 1))
 }
 
@@ -103,6 +103,32 @@ fn a_settled_route_lets_everyone_pass() {
     assert!(!queue.is_fresh());
     queue.route(at(10_002), false);
     assert_eq!(queue.arrive(at(10_002), 1, at(70_000)), Arrival::Held);
+}
+
+#[test]
+fn a_route_stays_fresh_while_someone_waits() {
+    let mut queue = settled();
+    let ticket = pass(&mut queue, 10_000, 1);
+    queue.come_back(at(10_000), 1, ticket, Duration::from_secs(30));
+    queue.poll(at(20_000));
+    assert!(queue.is_fresh());
+    queue.poll(at(40_000));
+    assert!(queue.is_empty() && queue.is_fresh(), "the bucket is not full");
+    queue.poll(at(40_010));
+    assert!(!queue.is_fresh());
+}
+
+#[test]
+fn a_route_stays_fresh_until_the_bucket_is_full() {
+    let mut queue = HoldQueue::new(limits(10, 1, 60)); // one each minute
+    queue.route(at(0), true);
+    pass(&mut queue, 0, 1);
+    for now in [2_000, 59_999] {
+        queue.poll(at(now));
+        assert!(queue.is_fresh());
+    }
+    pass(&mut queue, 60_000, 2);
+    assert!(!queue.is_fresh());
 }
 
 #[test]

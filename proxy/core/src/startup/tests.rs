@@ -43,10 +43,12 @@ fn one_connection_may_ask_for_gss_then_tls_then_start() {
 
 #[test]
 fn an_encryption_request_is_allowed_once() {
-    let mut parser = StartupParser::default();
-    let request = well_formed(SSL_REQUEST, b"");
-    assert_eq!(parser.feed(&request), Parsed::Message(FirstMessage::Ssl, 8));
-    assert_eq!(parser.feed(&request), Parsed::Bad(StartupError::Repeated { request: "SSLRequest" }));
+    for (code, request) in [(SSL_REQUEST, "SSLRequest"), (GSSENC_REQUEST, "GSSENCRequest")] {
+        let mut parser = StartupParser::default();
+        let bytes = well_formed(code, b"");
+        assert!(matches!(parser.feed(&bytes), Parsed::Message(_, 8)));
+        assert_eq!(parser.feed(&bytes), Parsed::Bad(StartupError::Repeated { request }));
+    }
 }
 
 #[test]

@@ -1,0 +1,190 @@
+//! The corpus of the fuzz targets on a stable toolchain: what it must be read as, and random mutations of it.
+//!
+//! Files named `pg15-*` and `libpq15-*` were recorded from a real server and client.
+#![expect(clippy::unwrap_used, reason = "helpers of tests: a missing file must fail them")]
+
+use std::fs;
+use std::path::PathBuf;
+
+use pointsman_core::error_response::SqlState;
+use pointsman_core::startup::{FirstMessage, HotStandbyScanner, Parsed, ServerReply, StartupParser};
+use proptest::prelude::*;
+
+#[path = "../../../fuzz/src/checks.rs"]
+pub mod checks;
+
+fn corpus(target: &str) -> Vec<(String, Vec<u8>)> {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(target);
+    let mut files: Vec<_> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| {
+            let path = entry.unwrap().path();
+            (path.file_name().unwrap().to_str().unwrap().to_owned(), fs::read(path).unwrap())
+        })
+        .collect();
+    files.sort();
+    assert!(files.len() >= 10, "the corpus of {target} is missing");
+    files
+}
+
+fn file(target: &str, name: &str) -> Vec<u8> {
+    corpus(target).into_iter().find(|(file, _)| file == name).unwrap().1
+}
+
+/// The last answer of the parser to a file, in a word.
+fn outcome(bytes: &[u8]) -> String {
+    let mut parser = StartupParser::default();
+    let mut rest = bytes;
+    let mut words = Vec::new();
+    loop {
+        match parser.feed(rest) {
+            Parsed::NeedMore => return words.join(" "),
+            Parsed::Bad(error) => {
+                words.push(error.label());
+                return words.join(" ");
+            }
+            Parsed::Message(message, consumed) => {
+                rest = &rest[consumed..];
+                words.push(match message {
+                    FirstMessage::Ssl => "ssl",
+                    FirstMessage::Gss => "gss",
+                    FirstMessage::Cancel(_) => "cancel",
+                    FirstMessage::Startup(_) => "startup",
+                    FirstMessage::DirectTls => "tls",
+                });
+                if words.last() == Some(&"tls") {
+                    return words.join(" ");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn first_messages_are_read_as_what_they_are() {
+    let found: Vec<_> =
+        corpus("startup").iter().map(|(name, bytes)| (name.clone(), outcome(bytes))).collect();
+    let expected = [
+        ("cancel-3.0", "cancel"),
+        ("cancel-3.2", "cancel"),
+        ("cancel-no-key", "wrong-length"),
+        ("claims-1gb", "too-long"),
+        ("gss-ssl-startup", "gss ssl startup"),
+        ("http", "http"),
+        ("libpq15-options", "startup"),
+        ("libpq15-prefer", "ssl startup"),
+        ("libpq15-tls", "ssl tls"),
+        ("not-terminated", "not-terminated"),
+        ("protocol-2", "unknown-protocol"),
+        ("proxy-v1", "proxy-header"),
+        ("proxy-v2", "proxy-header"),
+        ("ssh", "ssh"),
+        ("ssl-twice", "ssl repeated"),
+    ];
+    assert_eq!(found, expected.map(|(name, words)| (name.to_owned(), words.to_owned())));
+}
+
+#[test]
+fn the_parameters_of_a_real_client_are_read() {
+    let bytes = file("startup", "libpq15-options");
+    let Parsed::Message(FirstMessage::Startup(start), _) = StartupParser::default().feed(&bytes) else {
+        panic!()
+    };
+    assert_eq!(start.user().as_deref(), Some("ann"));
+    assert_eq!(start.database().as_deref(), Some("shop"));
+    assert_eq!(start.application_name().as_deref(), Some("shop-web"));
+    assert_eq!(start.text("options").as_deref(), Some("-c geqo=off"));
+    assert_eq!(start.text("client_encoding"), None);
+}
+
+#[test]
+fn a_real_server_is_read() {
+    let not_ready = ServerReply::NotReady {
+        sqlstate: SqlState::CANNOT_CONNECT_NOW,
+        message: "the database system is not accepting connections".to_owned(),
+    };
+    for (name, reply, is_standby) in [
+        ("pg15-primary-login", ServerReply::Other, Some(false)),
+        ("pg15-negotiated-login", ServerReply::Other, Some(false)),
+        ("pg15-standby-login", ServerReply::Other, Some(true)),
+        ("pg15-no-database", ServerReply::Other, None),
+        ("pg15-protocol-2", ServerReply::Other, None),
+        ("pg15-not-accepting", not_ready.clone(), None),
+        ("pg15-negotiated-not-accepting", not_ready, None),
+    ] {
+        let bytes = file("server_reply", name);
+        assert_eq!(ServerReply::inspect(&bytes), reply, "{name}");
+        assert_eq!(HotStandbyScanner::new().feed(&bytes), is_standby, "{name}");
+    }
+}
+
+#[test]
+fn the_checks_hold_for_the_corpus() {
+    for (_, bytes) in corpus("startup") {
+        checks::startup(&bytes);
+    }
+    for (_, bytes) in corpus("server_reply") {
+        checks::server_reply(&bytes);
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Mutation {
+    Set(prop::sample::Index, u8),
+    Cut(prop::sample::Index),
+    Insert(prop::sample::Index, Vec<u8>),
+    /// Repeats the end from there on.
+    Repeat(prop::sample::Index),
+}
+
+fn mutation() -> impl Strategy<Value = Mutation> {
+    let byte = prop_oneof![Just(0u8), Just(8), Just(0xff), any::<u8>()];
+    prop_oneof![
+        3 => (any::<prop::sample::Index>(), byte).prop_map(|(at, byte)| Mutation::Set(at, byte)),
+        1 => any::<prop::sample::Index>().prop_map(Mutation::Cut),
+        1 => (any::<prop::sample::Index>(), proptest::collection::vec(any::<u8>(), 1..20))
+            .prop_map(|(at, bytes)| Mutation::Insert(at, bytes)),
+        1 => any::<prop::sample::Index>().prop_map(Mutation::Repeat),
+    ]
+}
+
+fn mutate(bytes: &mut Vec<u8>, mutation: &Mutation) {
+    if bytes.is_empty() {
+        return;
+    }
+    match mutation {
+        Mutation::Set(at, byte) => *at.get_mut(bytes) = *byte,
+        Mutation::Cut(at) => bytes.truncate(at.index(bytes.len())),
+        Mutation::Insert(at, more) => {
+            let at = at.index(bytes.len());
+            bytes.splice(at..at, more.iter().copied());
+        }
+        Mutation::Repeat(at) => bytes.extend_from_within(at.index(bytes.len())..),
+    }
+}
+
+fn mutated(target: &str) -> impl Strategy<Value = Vec<u8>> + use<> {
+    let files: Vec<_> = corpus(target).into_iter().map(|(_, bytes)| bytes).collect();
+    (prop::sample::select(files), proptest::collection::vec(mutation(), 0..6)).prop_map(
+        |(mut bytes, mutations)| {
+            for mutation in &mutations {
+                mutate(&mut bytes, mutation);
+            }
+            bytes
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1000))]
+
+    #[test]
+    fn the_checks_hold_for_mutated_first_messages(bytes in mutated("startup")) {
+        checks::startup(&bytes);
+    }
+
+    #[test]
+    fn the_checks_hold_for_mutated_replies(bytes in mutated("server_reply")) {
+        checks::server_reply(&bytes);
+    }
+}
