@@ -136,7 +136,7 @@ pub struct ListenerStats {
     pub bytes_out: Counter,
     /// Errors of accept(2) itself (descriptors, memory).
     pub accept_errors: Counter,
-    /// CancelRequests that were passed on.
+    /// `CancelRequest`s that were passed on.
     pub cancels: Counter,
     closes: RwLock<BTreeMap<&'static str, Arc<Counter>>>,
     servers: RwLock<BTreeMap<MemberName, Arc<ServerStats>>>,

@@ -74,14 +74,13 @@ pub struct ListenError {
 }
 
 fn explain(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::AddrInUse => "address already in use; another process listens there \
-                                     (`ss -ltnp` shows which)"
-            .to_owned(),
-        io::ErrorKind::PermissionDenied => {
-            "permission denied; ports below 1024 need CAP_NET_BIND_SERVICE".to_owned()
-        }
-        _ => error.to_string(),
+    let kind = error.kind();
+    if kind == io::ErrorKind::AddrInUse {
+        "address already in use; `ss -ltnp` shows by whom".to_owned()
+    } else if kind == io::ErrorKind::PermissionDenied {
+        "permission denied; ports below 1024 need CAP_NET_BIND_SERVICE".to_owned()
+    } else {
+        error.to_string()
     }
 }
 

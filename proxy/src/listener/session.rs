@@ -8,6 +8,7 @@
 //!
 //! Cancel-safety: dropping the future closes both sockets and gives every counted place back.
 
+use std::io;
 use std::time::Duration;
 
 use pointsman_core::balance;
@@ -26,7 +27,7 @@ use super::holds::Entry;
 use super::link::{Answer, Grant, Link, Question};
 use super::record::{self, Tally};
 use super::{Settings, Shared, cancel, refuse};
-use crate::dial::DialError;
+use crate::dial::{DialError, is_reset};
 use crate::relay::{self, End, Pair, Side, Watch};
 use crate::sessions::{Granted, Login, Phase, SessionGuard};
 use crate::socket::TcpOptions;
@@ -101,17 +102,14 @@ fn reason_of(end: End) -> CloseReason {
     }
 }
 
-fn broken(peer: Peer, error: &std::io::Error) -> CloseReason {
-    use std::io::ErrorKind;
-    match error.kind() {
-        ErrorKind::ConnectionReset
-        | ErrorKind::BrokenPipe
-        | ErrorKind::ConnectionAborted
-        | ErrorKind::NotConnected => CloseReason::Reset(peer),
-        ErrorKind::TimedOut | ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => {
-            CloseReason::Lost(peer)
-        }
-        _ => CloseReason::WriteFailed(peer),
+fn broken(peer: Peer, error: &io::Error) -> CloseReason {
+    use io::ErrorKind::{HostUnreachable, NetworkUnreachable, TimedOut};
+    if is_reset(error.kind()) {
+        CloseReason::Reset(peer)
+    } else if matches!(error.kind(), TimedOut | HostUnreachable | NetworkUnreachable) {
+        CloseReason::Lost(peer)
+    } else {
+        CloseReason::WriteFailed(peer)
     }
 }
 
@@ -127,19 +125,14 @@ async fn refused(
     if settings.listener.refuse == pointsman_config::Refuse::Close {
         return;
     }
-    match reason {
-        // Who says nothing is not waiting for words either.
-        CloseReason::StartupTimeout => {}
-        CloseReason::BadStartup(_) => {
-            if let Some(response) = refuse::response(shared, reason, tally.held) {
-                refuse::answer_nonsense(&client, &response).await;
-            }
-        }
-        _ => {
-            if let Some(response) = refuse::response(shared, reason, tally.held) {
-                refuse::explain(&mut client, unanswered, &response).await;
-            }
-        }
+    // Who says nothing is not waiting for words either.
+    let response =
+        refuse::response(shared, reason, tally.held).filter(|_| *reason != CloseReason::StartupTimeout);
+    let Some(response) = response else { return };
+    if matches!(reason, CloseReason::BadStartup(_)) {
+        refuse::answer_nonsense(&client, &response).await;
+    } else {
+        refuse::explain(&mut client, unanswered, &response).await;
     }
 }
 

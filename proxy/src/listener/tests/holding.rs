@@ -61,7 +61,7 @@ async fn the_error_arrives_although_the_client_has_sent_more_than_was_read() {
     lab.no_route();
     let mut client = lab.connect().await;
     let mut eager = startup("alice");
-    eager.extend_from_slice(&[b'p'; 20_000]);
+    eager.resize(20_000, b'p');
     client.write_all(&eager).await.unwrap();
     assert_eq!(read_error(&mut client).await[&'C'], "57P03");
 }
@@ -94,7 +94,7 @@ async fn one_too_many_is_refused_at_once_and_a_reload_makes_room() {
     client.write_all(&startup("alice")).await.unwrap();
     let error = read_error(&mut client).await;
     assert_eq!(error[&'C'], "53300");
-    assert_eq!(error[&'D'], "Listener \"primary\" holds 2 connections at once.");
+    assert_eq!(error[&'D'], "The listener holds 2 connections at once.");
     eventually("it is counted", || lab.closes("queue-full") == 1).await;
 
     let mut roomy = settings();

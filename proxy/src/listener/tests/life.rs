@@ -173,7 +173,7 @@ async fn limits_are_kept_explained_and_given_back() {
         client.write_all(&startup("alice")).await.unwrap();
         let error = read_error(&mut client).await;
         assert_eq!(error[&'C'], "53300");
-        assert_eq!(error[&'M'], "too many connections for listener \"primary\"");
+        assert!(error[&'M'].contains("listener \"primary\"): too many connections"), "{error:?}");
     }
     assert_eq!(lab.closes("listener-full"), 2);
     drop(first);
@@ -224,7 +224,8 @@ async fn a_drain_refuses_the_held_waits_for_the_others_and_cuts_at_the_deadline(
     let began = Instant::now();
     let clients = async {
         let error = read_error(&mut held).await;
-        assert_eq!((&*error[&'C'], &*error[&'M']), ("57P03", "the load balancer is shutting down"));
+        assert_eq!(error[&'C'], "57P03");
+        assert!(error[&'M'].ends_with(": shutting down"), "{error:?}");
         drop(held);
         assert_eq!(
             TcpStream::connect(address).await.unwrap_err().kind(),
