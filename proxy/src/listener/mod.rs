@@ -163,7 +163,7 @@ fn policy(balance: Balance) -> Policy {
     }
 }
 
-/// One listener. Dropping it stops accepting; sessions go on until [`Listener::drain`] or their own end.
+/// One listener. Dropping it stops accepting and refuses who is held; established sessions go on.
 #[derive(Debug)]
 pub struct Listener {
     shared: Arc<Shared>,
@@ -276,10 +276,7 @@ impl Listener {
     /// Stops accepting, refuses who is held, waits for the sessions until the deadline, cuts the rest, and
     /// returns how many were cut. Cancel-safe: calling it again goes on.
     pub async fn drain(&self, deadline: Instant) -> usize {
-        self.stop_accepting();
-        self.shared.draining.cancel();
-        self.keeping.cancel();
-        self.shared.tracker.close();
+        self.begin_drain();
         if timeout_at(deadline, self.shared.tracker.wait()).await.is_ok() {
             return 0;
         }
@@ -288,6 +285,13 @@ impl Listener {
             tracing::warn!(listener = %self.shared.name, "sessions have not ended in time after they were cut");
         }
         cut
+    }
+
+    fn begin_drain(&self) {
+        self.stop_accepting();
+        self.shared.draining.cancel();
+        self.keeping.cancel(); // nobody is held from here on
+        self.shared.tracker.close();
     }
 
     /// Asks every session to end, and returns how many were asked.
@@ -302,7 +306,7 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        self.stop_accepting();
+        self.begin_drain();
     }
 }
 
@@ -331,8 +335,7 @@ impl Listeners {
     pub async fn drain(&self, deadline: Instant) -> usize {
         let mut cut = 0;
         for listener in &self.0 {
-            listener.stop_accepting();
-            listener.shared.draining.cancel();
+            listener.begin_drain();
         }
         for listener in &self.0 {
             cut += listener.drain(deadline).await;
