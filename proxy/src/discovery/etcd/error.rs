@@ -1,6 +1,5 @@
 //! What can go wrong at one endpoint, and what a person should look at then.
 
-use std::error::Error as _;
 use std::io;
 use std::time::Duration;
 
