@@ -177,7 +177,8 @@ function clusterCard(cluster, status) {
   const serving = status.members.filter((m) => m.serves.length).length;
   return h('div', {},
     h('h3', {}, 'Cluster'),
-    h('div', {class: 'big mid'}, h('b', {}, `${present} member${present === 1 ? '' : 's'}`), h('span', {class: 'soft'}, `${serving} in use`), flags),
+    h('div', {class: 'big mid'}, h('b', {}, `${present} member${present === 1 ? '' : 's'}`), h('span', {class: 'soft'}, `${serving} in use`)),
+    flags.length ? h('div', {class: 'flags'}, flags) : null,
     h('div', {class: 'facts'},
       h('span', {}, 'leader key ', h('b', {}, status.leader || 'gone')),
       h('span', {}, 'generation ', h('b', {}, count(status.generation))),
@@ -204,7 +205,7 @@ function memberNote(m) {
   if (!m.present) return 'its key is gone from the store';
   const error = m.answer && m.answer.error;
   const asked = error ? `Patroni: ${error.replace('-', ' ')}, ${span(m.answer.age_ms)} ago` : null;
-  return [m.excluded, asked].filter(Boolean).join('; ');
+  return [m.leader && m.role === 'primary' ? null : m.excluded, asked].filter(Boolean).join('; ');
 }
 
 function members(cluster, status, t) {

@@ -9,13 +9,13 @@
 //! * [`topology`]: events in, route tables and revocations out. The only writer of routes.
 //! * [`route`]: what is published: candidates for each listener, or the reason why there are none.
 
-pub mod event;
-pub mod route;
-pub mod status;
 pub mod balance;
 pub mod close;
 pub mod error_response;
+pub mod event;
 pub mod hold;
+pub mod route;
 pub mod startup;
+pub mod status;
 pub mod time;
 pub mod view;

@@ -85,7 +85,7 @@ fn write_held(scrape: &Scrape, listener: &ListenerHandle, labels: Labels<'_>) {
 
 fn write_closes(scrape: &Scrape, listener: &ListenerHandle, labels: Labels<'_>) {
     let closes = family("pointsman_listener_closes_total", "Connections that ended, by reason.");
-    let mut counts: BTreeMap<_, _> = CloseReason::LABELS.iter().map(|label| (*label, 0)).collect();
+    let mut counts: BTreeMap<_, _> = CloseReason::ALL.iter().map(|label| (*label, 0)).collect();
     counts.extend(listener.stats.closes());
     for (reason, count) in counts {
         let labels: Vec<_> = labels.iter().copied().chain([("reason", reason)]).collect();
