@@ -5,9 +5,12 @@
 //! * [`state`]: the read side of all that; [`timeline`]: what happened; [`metrics`]: `/metrics`.
 
 pub mod admin;
+pub mod life;
+pub mod logging;
 pub mod metrics;
 pub mod routes;
 pub mod sessions;
 pub mod state;
 pub mod stats;
 pub mod timeline;
+pub mod unbuilt;
