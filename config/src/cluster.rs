@@ -192,7 +192,7 @@ pub struct Sql {
     pub user: String,
     /// The database to connect to.
     pub dbname: String,
-    /// Its password; `None` where pg_hba.conf asks for none.
+    /// Its password; `None` where `pg_hba.conf` asks for none.
     pub password: Option<Secret>,
     /// As libpq's `sslmode`.
     pub tls: SqlTls,

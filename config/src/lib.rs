@@ -11,7 +11,10 @@ mod host;
 mod listener;
 mod names;
 mod process;
+mod read;
+mod reader;
 mod secret;
+mod suggest;
 mod units;
 mod vip;
 
@@ -24,7 +27,7 @@ pub use crate::{
         ClientTls, Cluster, Consul, Discovery, Etcd, PatroniRest, Probe, Rest, ServerTls, Sql, SqlTls,
         StalePrimary, StaticMember, StaticMembers, Verify,
     },
-    diagnostics::{Diagnostic, Diagnostics},
+    diagnostics::{Diagnostic, Diagnostics, Severity},
     host::{Host, System},
     listener::{
         Balance, Fallback, Keepalive, Listener, ListenerTls, OnPromote, ProxyVersion, Refuse, Target,
@@ -36,7 +39,7 @@ pub use crate::{
     vip::{Checksum, Peers, Track, TrackProxy, Vip, Vrrp, VrrpProtocol},
 };
 
-/// The whole file, validated. Every path in it is absolute or relative to the file's own directory.
+/// The whole file, validated. Relative paths of the file are already joined to the file's own directory.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// The name of this host among the load balancers; the host name unless given.
@@ -64,9 +67,18 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads and validates a file. Relative paths in it start at its own directory.
-    pub fn load(_path: &Path) -> Result<Self, Diagnostics> {
-        todo!()
+    /// Reads and validates a file on this machine. Relative paths in it start at its own directory.
+    pub fn load(path: &Path) -> Result<Self, Diagnostics> {
+        let file_name = path.display().to_string();
+        let base_dir = path.parent().unwrap_or(Path::new(""));
+        let content = System.read_file(path).map_err(|error| {
+            let message = format!("cannot read the file: {error}");
+            Diagnostics::of_file(&file_name, message, "name a file that the user of this process may read")
+        })?;
+        match String::from_utf8(content) {
+            Ok(source) => Self::parse(&source, &file_name, base_dir),
+            Err(error) => Err(Diagnostics::not_text(&file_name, &error)),
+        }
     }
 
     /// Validates a text as if it were the file `file_name`, on this machine; relative paths start at `base_dir`.
@@ -76,12 +88,12 @@ impl Config {
 
     /// The same on a machine of the caller's choice: see [`Host`].
     pub fn parse_on(
-        _host: &dyn Host,
-        _source: &str,
-        _file_name: &str,
-        _base_dir: &Path,
+        host: &dyn Host,
+        source: &str,
+        file_name: &str,
+        base_dir: &Path,
     ) -> Result<Self, Diagnostics> {
-        todo!()
+        read::read(host, source, file_name, base_dir)
     }
 
     /// The cluster of this name.

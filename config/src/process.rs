@@ -69,7 +69,7 @@ choice!(
         Auto = "auto",
         /// epoll and splice.
         Epoll = "epoll",
-        /// io_uring; an error at start where the kernel has none.
+        /// `io_uring`; an error at start where the kernel has none.
         IoUring = "io_uring",
     }
 );

@@ -91,19 +91,19 @@ impl HostPort {
 
     /// Reads `host:port`; the error says what is wrong, as the end of the sentence "it ...".
     pub(crate) fn parse(text: &str) -> Result<Self, &'static str> {
-        let (host, port) = match text.strip_prefix('[') {
-            Some(rest) => {
-                let (ip, port) = rest.split_once("]:").ok_or("has no port after the brackets")?;
-                ip.parse::<Ipv6Addr>().map_err(|_| "has no IPv6 address in the brackets")?;
-                (ip, port)
+        if text.is_empty() {
+            return Err("has no host");
+        }
+        let (host, port) = if let Some(rest) = text.strip_prefix('[') {
+            let (ip, port) = rest.split_once("]:").ok_or("has no port after the brackets")?;
+            ip.parse::<Ipv6Addr>().map_err(|_| "has no IPv6 address in the brackets")?;
+            (ip, port)
+        } else {
+            let (host, port) = text.rsplit_once(':').ok_or("has no port")?;
+            if host.contains(':') {
+                return Err("has an IPv6 address without brackets");
             }
-            None => {
-                let (host, port) = text.rsplit_once(':').ok_or("has no port")?;
-                if host.contains(':') {
-                    return Err("has an IPv6 address without brackets");
-                }
-                (host, port)
-            }
+            (host, port)
         };
         let name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
         let is_ip = host.parse::<IpAddr>().is_ok();
@@ -188,5 +188,95 @@ impl Centiseconds {
     /// As a duration.
     pub fn as_duration(self) -> Duration {
         Duration::from_millis(u64::from(self.0.get()) * 10)
+    }
+}
+
+pub(crate) const fn seconds(number: u64) -> Duration {
+    Duration::from_secs(number)
+}
+
+pub(crate) const fn minutes(number: u64) -> Duration {
+    Duration::from_secs(number * 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations() {
+        for (text, micros) in [
+            ("0s", 0),
+            ("250us", 250),
+            ("30ms", 30_000),
+            ("1500ms", 1_500_000),
+            ("60s", 60_000_000),
+            ("5 m", 300_000_000),
+            ("5min", 300_000_000),
+            ("24h", 86_400_000_000),
+        ] {
+            let duration = parse_duration(text).unwrap();
+            assert_eq!(duration, Duration::from_micros(micros), "{text}");
+            assert_eq!(parse_duration(&write_duration(duration)), Some(duration), "{text}");
+        }
+        for text in
+            ["", "s", "60", "1.5s", "-1s", "1S", "1 s s", "99999999999999999999s", "18446744073709551615h"]
+        {
+            assert_eq!(parse_duration(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes() {
+        for (text, bytes, shown) in [
+            ("512B", 512, "512B"),
+            ("16MiB", 16 << 20, "16MiB"),
+            ("16 mib", 16 << 20, "16MiB"),
+            ("1GB", 1_000_000_000, "1000000000B"),
+            ("2kb", 2000, "2000B"),
+            ("1TiB", 1 << 40, "1TiB"),
+            ("0B", 0, "0B"),
+        ] {
+            assert_eq!(parse_bytes(text), Some(Bytes(bytes)), "{text}");
+            assert_eq!(Bytes(bytes).to_string(), shown);
+            assert_eq!(parse_bytes(shown), Some(Bytes(bytes)));
+        }
+        for text in ["", "16", "MiB", "1.5GiB", "-1B", "16777216TiB", "1 megabyte"] {
+            assert_eq!(parse_bytes(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn hosts_and_ports() {
+        for text in ["10.0.0.1:5432", "[fd00::1]:1", "pg1:65535", "pg-1.example_x.com:5432"] {
+            assert_eq!(HostPort::parse(text).unwrap().to_string(), text);
+        }
+        let address = HostPort::parse("[fd00::1]:5432").unwrap();
+        assert_eq!((address.host(), address.port()), ("fd00::1", 5432));
+        assert_eq!(address.socket_addr(), "[fd00::1]:5432".parse().ok());
+        assert_eq!(HostPort::parse("pg1:5432").unwrap().socket_addr(), None);
+        for text in [
+            "",
+            ":1",
+            "pg1",
+            "pg1:",
+            "pg1:0",
+            "pg1:+1",
+            "pg1:65536",
+            "fd00::1",
+            "[fd00::1]",
+            "[pg1]:1",
+            "a b:1",
+            "1.2.3:1",
+        ] {
+            assert!(HostPort::parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn centiseconds() {
+        assert_eq!(Centiseconds::new(0), None);
+        assert_eq!(Centiseconds::new(4096), None);
+        assert_eq!(Centiseconds::new(4095).unwrap().as_duration(), Duration::from_millis(40_950));
     }
 }

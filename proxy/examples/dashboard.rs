@@ -18,7 +18,11 @@ async fn main() -> anyhow::Result<()> {
     let members: usize = arguments.next().as_deref().unwrap_or("3").parse()?;
     let trouble = arguments.next().is_some();
     let socket = std::env::temp_dir().join(format!("pointsman-example-{}.sock", address.port()));
-    let admin = Admin::bind(&pointsman_config::Admin { bind: vec![address], users: Vec::new(), socket: socket.clone() })?;
+    let admin = Admin::bind(&pointsman_config::Admin {
+        bind: vec![address],
+        users: Vec::new(),
+        socket: socket.clone(),
+    })?;
     println!("http://{address}/ and {}", socket.display());
 
     let mut made_up = common::made_up(members);
@@ -34,7 +38,12 @@ async fn main() -> anyhow::Result<()> {
         made_up.cluster.describe(common::trouble(members));
         (0..17).for_each(|_| made_up.held("primary"));
         made_up.app.set_reload(Err("line 12: unknown key `targt`, did you mean `target`?".to_owned()));
-        made_up.note(Duration::from_secs(34), Loudness::Warn, None, What::StoreLost { error: "timed out".to_owned() });
+        made_up.note(
+            Duration::from_secs(34),
+            Loudness::Warn,
+            None,
+            What::StoreLost { error: "timed out".to_owned() },
+        );
         made_up.note(Duration::from_secs(12), Loudness::Warn, Some("pg1"), What::LeaderKeyGone);
     }
     let stop = CancellationToken::new();

@@ -1,16 +1,31 @@
 //! The I/O shell of the proxy: it carries out what `pointsman_core` decides.
 //!
+//! * [`control`]: one task for each cluster, around its topology: the only writer of routes.
 //! * [`routes`]: where the control task publishes, and the fences that end sessions.
-//! * [`sessions`]: the register of live sessions. [`stats`]: counters of listeners and servers.
-//! * [`state`]: the read side of all that; [`timeline`]: what happened; [`metrics`]: `/metrics`.
+//! * [`discovery`]: the source of a cluster's views. [`ask`], [`probe`]: questions to single members.
+//! * [`listener`]: from accept to the end of a session. [`sessions`], [`stats`]: what can be seen of it.
+//! * [`state`]: the read side of all that; [`timeline`]: what happened. [`admin`], [`metrics`]: who shows it.
+//! * [`life`], [`logging`]: the process as the system sees it. [`cli`]: the command line.
 
 pub mod admin;
+pub mod ask;
+pub mod cli;
+pub mod clock;
+mod connect;
+mod dial;
+pub mod discovery;
 pub mod life;
+pub mod listener;
 pub mod logging;
 pub mod metrics;
+pub mod probe;
+mod relay;
 pub mod routes;
+pub mod run;
 pub mod sessions;
+mod socket;
 pub mod state;
 pub mod stats;
 pub mod timeline;
+pub mod tls;
 pub mod unbuilt;

@@ -212,7 +212,9 @@ impl Drop for Line<'_> {
             line.pop();
         }
         // A line break inside would let a client write lines of its own.
-        line.iter_mut().filter(|byte| byte.is_ascii_control() && **byte != b'\t').for_each(|byte| *byte = b' ');
+        line.iter_mut()
+            .filter(|byte| byte.is_ascii_control() && **byte != b'\t')
+            .for_each(|byte| *byte = b' ');
         line.push(b'\n');
         self.queue.push(line);
     }

@@ -1,2 +1,43 @@
-//! `pointsman`: the proxy.
-fn main() {}
+//! `pointsman`: the proxy, and the command line that asks it.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use pointsman::cli::{self, Cli, Command};
+use pointsman::logging::Logging;
+use pointsman::run::run;
+
+fn main() -> ExitCode {
+    match Cli::parse() {
+        Cli { command: Command::Run(file) } => match cli::load(&file.config) {
+            Ok(config) => serve(config, &file.config),
+            Err(code) => code,
+        },
+        cli => cli.carry_out(),
+    }
+}
+
+fn serve(config: pointsman_config::Config, file: &Path) -> ExitCode {
+    let started = Logging::start(&config.log).map_err(anyhow::Error::from).and_then(|logging| {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        Ok((logging, runtime))
+    });
+    let (logging, runtime) = match started {
+        Ok(started) => started,
+        Err(error) => {
+            eprintln!("pointsman: {error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    match runtime.block_on(run(config, file, &logging)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -24,11 +24,7 @@ pub struct Fence {
 impl Fence {
     /// Why the fence was raised, if it was. Cheap: ask before each write to a server.
     pub fn raised(&self) -> Option<RevokeReason> {
-        if self.raised.is_cancelled() {
-            Some(self.reason.get().copied().unwrap_or(RevokeReason::LeaderChanged))
-        } else {
-            None
-        }
+        self.reason.get().copied() // one atomic load; set before the wake-up, see `raise`
     }
 
     /// Waits until the fence is raised. Cancel-safe.
@@ -67,7 +63,11 @@ impl Published {
     }
 
     fn terms(table: &RouteTable) -> impl Iterator<Item = Term> + '_ {
-        table.routes.values().filter_map(|route| route.candidates.as_ref().ok()).flat_map(|c| c.iter().map(|c| c.term))
+        table
+            .routes
+            .values()
+            .filter_map(|route| route.candidates.as_ref().ok())
+            .flat_map(|c| c.iter().map(|c| c.term))
     }
 }
 

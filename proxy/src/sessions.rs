@@ -127,9 +127,14 @@ impl Session {
         self.end_reason.get().cloned().unwrap_or(CloseReason::Killed)
     }
 
+    /// Why somebody has asked the session to end, if somebody has. Cheap: ask before each write.
+    pub fn kill_reason(&self) -> Option<&CloseReason> {
+        self.end_reason.get()
+    }
+
     /// Whether somebody has asked the session to end.
     pub fn is_killed(&self) -> bool {
-        self.end.is_cancelled()
+        self.end_reason.get().is_some() // one atomic load; set before the wake-up, see `kill`
     }
 }
 
@@ -173,7 +178,8 @@ impl Sessions {
 
     /// Every live session, by number.
     pub fn list(&self) -> Vec<Arc<Session>> {
-        let mut all: Vec<_> = self.shards.iter().flat_map(|s| lock(s).values().cloned().collect::<Vec<_>>()).collect();
+        let mut all: Vec<_> =
+            self.shards.iter().flat_map(|s| lock(s).values().cloned().collect::<Vec<_>>()).collect();
         all.sort_by_key(|session| session.id);
         all
     }

@@ -103,7 +103,10 @@ impl Parts {
     }
 
     /// The listeners of a cluster, in the order of the file.
-    pub fn listeners_of<'a>(&'a self, cluster: &'a ClusterName) -> impl Iterator<Item = &'a Arc<ListenerHandle>> {
+    pub fn listeners_of<'a>(
+        &'a self,
+        cluster: &'a ClusterName,
+    ) -> impl Iterator<Item = &'a Arc<ListenerHandle>> {
         self.listeners.iter().filter(move |listener| listener.cluster == *cluster)
     }
 }
@@ -294,6 +297,10 @@ fn aged(status: &ClusterStatus, by: Duration) -> ClusterStatus {
     status.store.age_ms.iter_mut().for_each(add);
     add(&mut status.primary.since_ms);
     status.primary.confirmed_ms.iter_mut().for_each(add);
-    status.members.iter_mut().filter_map(|member| member.answer.as_mut()).for_each(|answer| add(&mut answer.age_ms));
+    status
+        .members
+        .iter_mut()
+        .filter_map(|member| member.answer.as_mut())
+        .for_each(|answer| add(&mut answer.age_ms));
     status
 }

@@ -9,7 +9,10 @@ pub fn unbuilt(config: &Config) -> Vec<String> {
     for cluster in &config.clusters {
         let name = &cluster.name;
         if !matches!(cluster.discovery, Discovery::Etcd(_)) {
-            missing.push(format!("clusters.{name}.discovery.{}: only etcd is built yet", cluster.discovery.as_str()));
+            missing.push(format!(
+                "clusters.{name}.discovery.{}: only etcd is built yet",
+                cluster.discovery.as_str()
+            ));
         }
         if cluster.sql.is_some() {
             missing.push(format!("clusters.{name}.sql: SQL probes are not built yet"));
@@ -19,7 +22,9 @@ pub fn unbuilt(config: &Config) -> Vec<String> {
         of_listener(listener, &mut missing);
     }
     if !config.admin.users.is_empty() {
-        missing.push("admin.users: signing in is not built yet; without users the pages are read-only".to_owned());
+        missing.push(
+            "admin.users: signing in is not built yet; without users the pages are read-only".to_owned(),
+        );
     }
     if config.relay.engine == Engine::IoUring {
         missing.push("relay.engine = \"io_uring\": not built yet; \"auto\" takes epoll".to_owned());

@@ -1,1 +1,30 @@
-//! Test clusters made of real servers.
+//! Clusters made of real servers, for the end-to-end tests, the demo and the benchmarks.
+//!
+//! [`Cluster::start`] brings up etcd and a number of Patroni + PostgreSQL members on a /24 of loopback addresses that no
+//! other run uses; [`Pointsman`] and [`HaProxy`] are started in front of it; [`stopwatch`] measures what a client sees
+//! while the leader changes. Everything lives in one [`Site`]: when it is dropped, or its process dies in any way, every
+//! process is ended and every file, shared memory segment and address goes with it.
+//!
+//! Tasks: this crate starts none that outlive the call that started them, save the connection of [`sql::Client`],
+//! which ends with it.
+
+pub mod addresses;
+pub mod cluster;
+pub mod etcd;
+pub mod haproxy;
+pub mod http;
+pub mod member;
+pub mod pointsman;
+pub mod process;
+pub mod site;
+pub mod sql;
+pub mod stopwatch;
+pub mod tools;
+pub mod wait;
+
+pub use addresses::Addresses;
+pub use cluster::{Cluster, ClusterOptions};
+pub use haproxy::{HaProxy, HaProxyChecks};
+pub use member::MemberOptions;
+pub use pointsman::Pointsman;
+pub use site::Site;

@@ -6,23 +6,11 @@
 use std::cmp::Ordering;
 use std::net::IpAddr;
 
+/// How a listener spreads its sessions: its `balance` in the configuration.
+pub use pointsman_config::Balance as Policy;
+
 #[cfg(test)]
 mod tests;
-
-/// How a listener spreads its sessions.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Policy {
-    /// In turn, by weight, interleaved.
-    RoundRobin,
-    /// The least load for its weight; pending dials count as load.
-    LeastConnections,
-    /// The same client address always goes to the same member, whichever load balancer it comes through.
-    Source,
-    /// The less loaded of two drawn at random by weight.
-    RandomTwo,
-    /// The first that can be used.
-    First,
-}
 
 /// A member that a session may go to, as balancing sees it.
 pub trait Candidate {

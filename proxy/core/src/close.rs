@@ -1,9 +1,9 @@
 //! How sessions end, one word for each way: for the metric label, the log line, the operator and the client.
 
-use std::borrow::Cow;
 use std::fmt;
 
-use crate::error_response::SqlState;
+use crate::error_response::{ErrorResponse, SqlState};
+use crate::route::{NoRoute, RevokeReason};
 use crate::startup::StartupError;
 
 #[cfg(test)]
@@ -64,17 +64,6 @@ impl fmt::Display for Peer {
     }
 }
 
-/// Why a grant no longer holds.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum Revocation {
-    /// Another member was named leader.
-    LeaderChanged,
-    /// A replica that the session read from became the primary, and the listener cuts then.
-    Promoted,
-    /// The member stopped being a primary without a new leader being named.
-    Demoted,
-}
-
 /// Why a session, or what would have become one, has ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum CloseReason {
@@ -100,11 +89,9 @@ pub enum CloseReason {
     SourceLimit,
     /// `max_held` of the listener is reached.
     QueueFull,
-    /// Held until the deadline; `why` there was no route then, as a clause: "the leader key has expired".
-    HeldTooLong {
-        /// Shown to the client as the error's detail.
-        why: Cow<'static, str>,
-    },
+    /// Held until the deadline, and why there was no route then. `None`: there was one, but the release rate
+    /// did not let this connection through in time.
+    HeldTooLong(Option<NoRoute>),
     /// The client went away while it was held.
     LeftWhileHeld,
     /// No candidate could be dialled.
@@ -115,7 +102,7 @@ pub enum CloseReason {
     /// The server was reached but refused for now (57P03 and its like), until the deadline.
     ServerNotReady,
     /// The grant of the session was revoked.
-    Revoked(Revocation),
+    Revoked(RevokeReason),
     /// The drain at shutdown, or of the member, reached its deadline.
     Drained,
     /// An operator ended the session.
@@ -132,7 +119,7 @@ pub enum CloseReason {
 
 impl CloseReason {
     /// Every label that [`CloseReason::label`] can give, for counters that start at zero.
-    pub const ALL: [&'static str; 28] = [
+    pub const ALL: [&'static str; 29] = [
         "client-closed",
         "server-closed",
         "client-reset",
@@ -155,6 +142,7 @@ impl CloseReason {
         "leader-changed",
         "promoted",
         "demoted",
+        "reconfigured",
         "drained",
         "killed",
         "idle-timeout",
@@ -181,13 +169,14 @@ impl CloseReason {
             Self::ListenerFull => "listener-full",
             Self::SourceLimit => "source-limit",
             Self::QueueFull => "queue-full",
-            Self::HeldTooLong { .. } => "held-too-long",
+            Self::HeldTooLong(_) => "held-too-long",
             Self::LeftWhileHeld => "left-while-held",
             Self::DialFailed { .. } => "dial-failed",
             Self::ServerNotReady => "server-not-ready",
-            Self::Revoked(Revocation::LeaderChanged) => "leader-changed",
-            Self::Revoked(Revocation::Promoted) => "promoted",
-            Self::Revoked(Revocation::Demoted) => "demoted",
+            Self::Revoked(RevokeReason::LeaderChanged) => "leader-changed",
+            Self::Revoked(RevokeReason::Promoted) => "promoted",
+            Self::Revoked(RevokeReason::Demoted) => "demoted",
+            Self::Revoked(RevokeReason::Reconfigured) => "reconfigured",
             Self::Drained => "drained",
             Self::Killed => "killed",
             Self::IdleTimeout => "idle-timeout",
@@ -213,7 +202,7 @@ impl CloseReason {
             | Self::ListenerFull
             | Self::SourceLimit
             | Self::QueueFull
-            | Self::HeldTooLong { .. }
+            | Self::HeldTooLong(_)
             | Self::Revoked(_)
             | Self::Drained
             | Self::Killed
@@ -233,7 +222,7 @@ impl CloseReason {
             Self::StartupTimeout | Self::BadProxyHeader => Some(SqlState::PROTOCOL_VIOLATION),
             Self::Denied => Some(SqlState::INVALID_AUTHORIZATION),
             Self::ListenerFull | Self::SourceLimit | Self::QueueFull => Some(SqlState::TOO_MANY_CONNECTIONS),
-            Self::HeldTooLong { .. }
+            Self::HeldTooLong(_)
             | Self::DialFailed { .. }
             | Self::ServerNotReady
             | Self::Revoked(_)
@@ -254,6 +243,14 @@ impl CloseReason {
             | Self::CancelDone => None,
         }
     }
+
+    /// The whole message for a client that can still be told (see [`CloseReason::sqlstate`]): the reason, and what
+    /// a person can do about it.
+    pub fn error_response(&self) -> Option<Vec<u8>> {
+        let message = format!("pointsman: {self}");
+        let hint = if let Self::HeldTooLong(Some(why)) = self { Some(why.hint()) } else { None };
+        Some(ErrorResponse { sqlstate: self.sqlstate()?, message: &message, detail: None, hint }.encode())
+    }
 }
 
 impl fmt::Display for CloseReason {
@@ -270,14 +267,16 @@ impl fmt::Display for CloseReason {
             Self::ListenerFull => f.write_str("too many connections to this listener"),
             Self::SourceLimit => f.write_str("too many connections from this address"),
             Self::QueueFull => f.write_str("too many connections are waiting for a server"),
-            Self::HeldTooLong { why } => write!(f, "no server became available in time: {why}"),
+            Self::HeldTooLong(Some(why)) => write!(f, "no server became available in time: {why}"),
+            Self::HeldTooLong(None) => f.write_str("too many connections waited before this one"),
             Self::LeftWhileHeld => f.write_str("the client went away while it waited for a server"),
             Self::DialFailed { tried: 1 } => f.write_str("the only server tried could not be reached"),
             Self::DialFailed { tried } => write!(f, "no server could be reached after {tried} tries"),
             Self::ServerNotReady => f.write_str("the server does not accept connections yet"),
-            Self::Revoked(Revocation::LeaderChanged) => f.write_str("another member has become the leader"),
-            Self::Revoked(Revocation::Promoted) => f.write_str("the replica has become the primary"),
-            Self::Revoked(Revocation::Demoted) => f.write_str("the server is no longer the primary"),
+            Self::Revoked(RevokeReason::LeaderChanged) => f.write_str("another member has become the leader"),
+            Self::Revoked(RevokeReason::Promoted) => f.write_str("the replica has become the primary"),
+            Self::Revoked(RevokeReason::Demoted) => f.write_str("the server is no longer the primary"),
+            Self::Revoked(RevokeReason::Reconfigured) => f.write_str("the listener was removed or changed"),
             Self::Drained => f.write_str("draining reached its deadline"),
             Self::Killed => f.write_str("an operator ended the session"),
             Self::IdleTimeout => f.write_str("the session was idle for too long"),

@@ -43,11 +43,12 @@ pub struct HoldLimits {
 impl HoldLimits {
     /// Limits from a listener's `max_held` and `release_rate` (connections per second over all balancers) and
     /// the cluster's number of `balancers`, of which this one takes its share.
-    pub fn new(max_held: usize, release_rate: NonZeroU32, balancers: NonZeroU32) -> Self {
+    pub fn new(max_held: u32, release_rate: NonZeroU32, balancers: NonZeroU32) -> Self {
         // Rounded up: the rate is never exceeded.
         let nanos = (u64::from(balancers.get()) * 1_000_000_000).div_ceil(release_rate.get().into());
         let interval = Duration::from_nanos(nanos);
         let burst = u32::try_from(BURST_WINDOW.as_nanos() / interval.as_nanos().max(1)).unwrap_or(u32::MAX);
+        let max_held = usize::try_from(max_held).unwrap_or(usize::MAX);
         Self { max_held, interval, burst: burst.max(1) }
     }
 

@@ -225,16 +225,17 @@ pub(super) fn listeners(app: &App) -> Vec<Listener> {
 fn listener(parts: &Parts, handle: &ListenerHandle) -> Listener {
     let stats: &ListenerStats = &handle.stats;
     let status = parts.cluster(handle.cluster.as_str()).and_then(|cluster| cluster.status());
-    let route = status.as_ref().and_then(|described| {
-        described.status.routes.iter().find(|route| route.listener == handle.name)
-    });
+    let route = status
+        .as_ref()
+        .and_then(|described| described.status.routes.iter().find(|route| route.listener == handle.name));
     let candidates = route.map(|route| route.candidates.clone()).unwrap_or_default();
     let (state, why) = match route {
         _ if !handle.listening() => ("down", Some("it does not accept connections".to_owned())),
         Some(_) if !candidates.is_empty() => ("open", None),
         _ => {
             let reason = route.and_then(|route| route.why_not.as_ref());
-            let reason = reason.map_or_else(|| "the cluster has not been looked at yet".to_owned(), ToString::to_string);
+            let reason = reason
+                .map_or_else(|| "the cluster has not been looked at yet".to_owned(), ToString::to_string);
             (if handle.hold.is_zero() { "refusing" } else { "held" }, Some(reason))
         }
     };

@@ -42,7 +42,11 @@ impl Verdict {
 /// 200 or 503; a question by OPTIONS is answered by the status alone, as Patroni does.
 pub(super) fn answer(method: &Method, verdict: &Verdict) -> Answer {
     let status = if verdict.ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    if method == Method::OPTIONS { answer::of(status, "application/json", "") } else { answer::json(status, verdict) }
+    if method == Method::OPTIONS {
+        answer::of(status, "application/json", "")
+    } else {
+        answer::json(status, verdict)
+    }
 }
 
 /// The process answers.
@@ -77,7 +81,12 @@ pub(super) fn replicas(app: &App, cluster: Option<&str>) -> Result<Verdict, Stri
     serves(app, cluster, "replicas", |target| target != Target::Primary)
 }
 
-fn serves(app: &App, cluster: Option<&str>, what: &str, wanted: fn(Target) -> bool) -> Result<Verdict, String> {
+fn serves(
+    app: &App,
+    cluster: Option<&str>,
+    what: &str,
+    wanted: fn(Target) -> bool,
+) -> Result<Verdict, String> {
     let parts = app.parts.load();
     let mut why = serving(app);
     let mut remarks = Vec::new();
@@ -89,7 +98,8 @@ fn serves(app: &App, cluster: Option<&str>, what: &str, wanted: fn(Target) -> bo
                 continue;
             }
         };
-        let mut asked = parts.listeners_of(&cluster.name).filter(|listener| wanted(listener.target)).peekable();
+        let mut asked =
+            parts.listeners_of(&cluster.name).filter(|listener| wanted(listener.target)).peekable();
         if asked.peek().is_none() {
             why.push(format!("the cluster {} has no listener for {what}", cluster.name));
         }

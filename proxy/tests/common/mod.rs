@@ -11,13 +11,15 @@ use pointsman::sessions::{Granted, Login, Phase, SessionGuard};
 use pointsman::state::{App, ClusterHandle, Life, ListenerHandle, Parts, wall_now};
 use pointsman::stats::{Gauge, GaugeGuard, ListenerHeld, ListenerSessions, ListenerStats, ServerSessions};
 use pointsman_config::{
-    Balance, ClusterName, Fallback, Keepalive, Listener, ListenerName, ListenerTls, NodeName, OnPromote, Refuse,
-    Target,
+    Balance, ClusterName, Fallback, Keepalive, Listener, ListenerName, ListenerTls, NodeName, OnPromote,
+    Refuse, Target,
 };
 use pointsman_core::close::{CloseReason, Peer};
 use pointsman_core::event::{AdminMode, AskError, Event, Loudness, Note, Status, What};
 use pointsman_core::route::{GrantRole, NoRoute, RevokeReason};
-use pointsman_core::status::{AnswerStatus, ClusterStatus, MemberStatus, PrimaryStatus, RouteStatus, StoreStatus};
+use pointsman_core::status::{
+    AnswerStatus, ClusterStatus, MemberStatus, PrimaryStatus, RouteStatus, StoreStatus,
+};
 use pointsman_core::time::UnixMillis;
 use pointsman_core::view::{
     Address, ApiUrl, ClusterSettings, Complaint, Lsn, MemberName, MemberRole, MemberState, Replication, Tags,
@@ -296,7 +298,8 @@ pub fn trouble(members: usize) -> ClusterStatus {
         match at {
             0 => {
                 (member.leader, member.health) = (false, "down");
-                member.answer = Some(AnswerStatus { age_ms: 400, status: None, error: Some(AskError::Refused) });
+                member.answer =
+                    Some(AnswerStatus { age_ms: 400, status: None, error: Some(AskError::Refused) });
                 exclude(member, None);
             }
             2 => {

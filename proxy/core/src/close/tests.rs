@@ -1,13 +1,12 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::error_response::ErrorResponse;
 
 /// One of each, in the order of [`CloseReason::ALL`], with the side and the code that the design asks for.
 fn table() -> Vec<(CloseReason, Side, Option<&'static str>)> {
     use CloseReason as C;
     use Side::{Client, Server, Us};
-    let held = C::HeldTooLong { why: "the leader key has expired".into() };
+    let held = C::HeldTooLong(Some(NoRoute::StandbyCluster));
     vec![
         (C::Closed(Peer::Client), Client, None),
         (C::Closed(Peer::Server), Server, Some("57P03")),
@@ -28,9 +27,10 @@ fn table() -> Vec<(CloseReason, Side, Option<&'static str>)> {
         (C::LeftWhileHeld, Client, None),
         (C::DialFailed { tried: 2 }, Server, Some("57P03")),
         (C::ServerNotReady, Server, Some("57P03")),
-        (C::Revoked(Revocation::LeaderChanged), Us, Some("57P03")),
-        (C::Revoked(Revocation::Promoted), Us, Some("57P03")),
-        (C::Revoked(Revocation::Demoted), Us, Some("57P03")),
+        (C::Revoked(RevokeReason::LeaderChanged), Us, Some("57P03")),
+        (C::Revoked(RevokeReason::Promoted), Us, Some("57P03")),
+        (C::Revoked(RevokeReason::Demoted), Us, Some("57P03")),
+        (C::Revoked(RevokeReason::Reconfigured), Us, Some("57P03")),
         (C::Drained, Us, Some("57P01")),
         (C::Killed, Us, Some("57P01")),
         (C::IdleTimeout, Us, Some("57P05")),
@@ -70,9 +70,17 @@ fn a_bad_start_up_keeps_its_own_code_and_words() {
 
 #[test]
 fn the_reason_reaches_the_client() {
-    let reason = CloseReason::HeldTooLong { why: "the leader key has expired".into() };
-    let text = reason.to_string();
-    let bytes = ErrorResponse::new(reason.sqlstate().unwrap(), &text).encode();
-    let expected = b"Mno server became available in time: the leader key has expired\0";
-    assert!(bytes.windows(expected.len()).any(|window| window == expected));
+    let bytes = CloseReason::HeldTooLong(Some(NoRoute::StandbyCluster)).error_response().unwrap();
+    let text = String::from_utf8_lossy(&bytes);
+    for field in [
+        "C57P03\0".to_owned(),
+        "Mpointsman: no server became available in time: this is a standby cluster: it has no primary\0"
+            .to_owned(),
+        format!("H{}\0", NoRoute::StandbyCluster.hint()),
+    ] {
+        assert!(text.contains(&field), "{field:?} in {text:?}");
+    }
+    assert_eq!(CloseReason::LeftWhileHeld.error_response(), None);
+    let paced = CloseReason::HeldTooLong(None);
+    assert_eq!((paced.label(), paced.sqlstate()), ("held-too-long", Some(SqlState::CANNOT_CONNECT_NOW)));
 }

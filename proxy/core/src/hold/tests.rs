@@ -4,7 +4,7 @@ use super::*;
 
 mod model;
 
-fn limits(max_held: usize, rate: u32, balancers: u32) -> HoldLimits {
+fn limits(max_held: u32, rate: u32, balancers: u32) -> HoldLimits {
     HoldLimits::new(max_held, NonZeroU32::new(rate).unwrap(), NonZeroU32::new(balancers).unwrap())
 }
 
@@ -12,7 +12,7 @@ fn at(millis: u64) -> Moment {
     Moment::from_millis(millis)
 }
 
-fn queue(max_held: usize, rate: u32) -> HoldQueue<u32> {
+fn queue(max_held: u32, rate: u32) -> HoldQueue<u32> {
     HoldQueue::new(limits(max_held, rate, 1))
 }
 

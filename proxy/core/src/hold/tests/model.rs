@@ -18,7 +18,7 @@ enum Op {
     Pass(u64),
     /// Time passes until the queue wants to be polled.
     PassUntilTimeout,
-    MaxHeld(usize),
+    MaxHeld(u32),
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -30,7 +30,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (0u64..50).prop_map(Op::Pass),
         1 => (0u64..4000).prop_map(Op::Pass),
         2 => Just(Op::PassUntilTimeout),
-        1 => (0usize..12).prop_map(Op::MaxHeld),
+        1 => (0u32..12).prop_map(Op::MaxHeld),
     ]
 }
 
@@ -104,7 +104,7 @@ impl Model {
                 self.now = self.queue.poll_timeout().map_or(self.now, |moment| moment.max(self.now));
             }
             Op::MaxHeld(max_held) => {
-                self.max_held = *max_held;
+                self.max_held = usize::try_from(*max_held).unwrap();
                 self.queue.set_limits(self.now, limits(*max_held, RATE, 1));
             }
         }

@@ -1,0 +1,32 @@
+# What a person or a machine does with this repository. `make` alone lists it.
+SHELL := /bin/bash
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+STEP := @scripts/step
+# A failed test shows its causes, not the addresses of the test runner.
+export RUST_LIB_BACKTRACE ?= 0
+
+.PHONY: help demo test bench lint deb servers
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+demo: servers ## etcd, three PostgreSQL, three pointsman on loopback, to try it; Ctrl-C ends and removes all of it
+	$(STEP) "Building" cargo build --quiet --release --bins -p pointsman -p pointsman-tests
+	@exec $(TARGET)/release/pointsman-demo
+
+test: servers ## every test, on real servers; the last line counts them (RUNS=n: switchovers to measure)
+	@scripts/run-tests
+
+bench: ## not built yet
+	@echo "make bench: the benchmarks are not built yet." >&2; exit 1
+
+lint: servers ## formatting, clippy, licences and bans
+	$(STEP) "Formatting" cargo fmt --all --check
+	$(STEP) "Clippy" cargo clippy --quiet --workspace --all-targets -- -D warnings
+	$(STEP) "Dependencies" scripts/check-dependencies
+
+deb: ## not built yet
+	@echo "make deb: the Debian package is not built yet." >&2; exit 1
+
+servers:
+	$(STEP) "Test servers" scripts/install-test-servers

@@ -1,0 +1,393 @@
+//! Events in, route tables and revocations out: the only writer of routes, for one cluster.
+//!
+//! [`Topology::handle`] is the whole interface: it takes the time and one [`Event`] and returns the
+//! [`Effect`]s in the order in which they must be carried out. It must be called again at the latest at
+//! [`Topology::poll_timeout`], with [`Event::Tick`] if nothing else has happened.
+//!
+//! Invariant: at any instant at most one member is a candidate for `primary`.
+//! Invariant: once another member has been named leader, the old one is no candidate again until it is
+//! named again; the terms it granted are closed in the same step, after the table that drops it.
+//! Invariant: a table is published before the revocations that belong to it.
+
+mod asking;
+mod describe;
+mod lag;
+mod member;
+mod primary;
+mod replicas;
+mod terms;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use pointsman_config::{ClusterName, ListenerName, Target};
+
+use crate::event::{Answer, DialOutcome, Effect, Event, Loudness, Note, Policy, StoreCondition, What};
+use crate::route::RouteTable;
+use crate::time::{Moment, Now};
+use crate::view::{ClusterView, Complaint, MemberName, MemberView, Revision, SyncView};
+
+use self::lag::Optimes;
+use self::member::{HealthChange, Member};
+use self::primary::{Announced, Owner};
+use self::terms::Terms;
+
+/// A store without any sign of life for so long is taken for lost, whatever its source says.
+const SILENCE: Duration = Duration::from_secs(15);
+/// A member whose key has been gone for so long is forgotten.
+const FORGET: Duration = Duration::from_secs(600);
+
+/// The condition of the discovery source.
+#[derive(Clone, Debug, Default)]
+struct Store {
+    /// Why it is lost, and since when; `None`: alive, or never reached.
+    lost: Option<(Moment, String)>,
+    last_alive: Option<Moment>,
+    views: u64,
+}
+
+impl Store {
+    fn lost(&self) -> bool {
+        self.lost.is_some()
+    }
+
+    fn lost_since(&self) -> Option<Moment> {
+        self.lost.as_ref().map(|(since, _)| *since)
+    }
+}
+
+/// One cluster, as this load balancer knows it.
+#[derive(Clone, Debug)]
+pub struct Topology {
+    cluster: ClusterName,
+    policy: Policy,
+    store: Store,
+    view: Option<ClusterView>,
+    complaints: BTreeSet<Complaint>,
+    members: BTreeMap<MemberName, Member>,
+    owner: Option<Owner>,
+    /// The leader key names somebody whom we have never seen.
+    unknown_leader: Option<MemberName>,
+    announced: Option<Announced>,
+    leader_changed_at: Option<Moment>,
+    last_sync: Option<(SyncView, Moment)>,
+    optimes: Optimes,
+    terms: Terms,
+    table: Arc<RouteTable>,
+    dice: u64,
+    effects: Vec<Effect>,
+}
+
+impl Topology {
+    /// A cluster of which nothing is known yet. `seed` drives the jitter of questions and nothing else.
+    pub fn new(cluster: ClusterName, policy: Policy, seed: u64) -> Self {
+        Self {
+            cluster,
+            policy,
+            store: Store::default(),
+            view: None,
+            complaints: BTreeSet::new(),
+            members: BTreeMap::new(),
+            owner: None,
+            unknown_leader: None,
+            announced: None,
+            leader_changed_at: None,
+            last_sync: None,
+            optimes: Optimes::default(),
+            terms: Terms::default(),
+            table: Arc::new(RouteTable { generation: 0, routes: BTreeMap::new() }),
+            dice: seed | 1,
+            effects: Vec::new(),
+        }
+    }
+
+    /// Takes in one event; returns what the shell has to do, in order.
+    pub fn handle(&mut self, now: Now, event: Event) -> Vec<Effect> {
+        self.throw_dice();
+        match event {
+            Event::View(view) => self.take_view(*view, now),
+            Event::Store(condition) => self.take_condition(condition, now.mono),
+            Event::Answer(answer) => self.take_answer(&answer, now.mono),
+            Event::Dial { member, outcome } => self.take_dial(&member, outcome, now.mono),
+            Event::Probe { member, outcome } => {
+                if let Some(known) = self.members.get_mut(&member) {
+                    known.health.probing.answered();
+                }
+                self.take_probe(&member, outcome, now.mono);
+            }
+            Event::ServerClosed { member } => self.server_closed(&member, now.mono),
+            Event::Admin { member, mode } => self.take_wish(&member, mode),
+            Event::Policy(policy) => self.take_policy(policy),
+            Event::Tick => {}
+        }
+        self.advance(now);
+        std::mem::take(&mut self.effects)
+    }
+
+    /// When [`Topology::handle`] must be called at the latest.
+    pub fn poll_timeout(&self, now: Now) -> Moment {
+        let silence = self.store.last_alive.filter(|_| !self.store.lost()).map(|at| at + SILENCE);
+        let stale = self.owner.as_ref().and_then(Owner::last_confirmed).map(|at| {
+            let ttl = self.view.as_ref().map_or(30, |view| view.settings.ttl);
+            at.max(self.store.last_alive.unwrap_or(Moment::ZERO)) + Duration::from_secs(ttl.into())
+        });
+        let fresh = now.mono + primary::FRESH;
+        [
+            self.question_timeout(now.mono),
+            self.grace_timeout(now.mono),
+            self.announcement_timeout(now).filter(|at| *at > now.mono),
+            silence,
+            stale.filter(|at| *at > now.mono),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+        .unwrap_or(fresh)
+        .min(fresh)
+    }
+
+    /// The table in force.
+    pub fn table(&self) -> &Arc<RouteTable> {
+        &self.table
+    }
+
+    /// What passes by itself: deadlines, questions, and the table that follows from it all.
+    fn advance(&mut self, now: Now) {
+        let silent = self.store.last_alive.is_some_and(|at| now.mono.since(at) >= SILENCE);
+        if silent && !self.store.lost() {
+            let error = format!("no sign of life for {} s", SILENCE.as_secs());
+            self.take_condition(StoreCondition::Lost { error }, now.mono);
+        }
+        let announcement = self.view.as_ref().and_then(|view| view.announcement.clone());
+        self.announcement(announcement.as_ref(), now);
+        self.confirm_by_key(now.mono);
+        self.follow_members(now.mono);
+        self.forget_members(now.mono);
+        self.publish(now.mono);
+        self.note_replicas(now.mono);
+        self.send_questions(now.mono);
+    }
+
+    fn take_view(&mut self, view: ClusterView, now: Now) {
+        self.take_condition(StoreCondition::Alive, now.mono);
+        self.store.views += 1;
+        self.take_complaints(&view);
+        if let Some((position, revision)) = view.optime {
+            self.optimes.push(position, revision);
+        }
+        self.take_settings(&view);
+        self.remember_sync(view.sync.as_ref(), now.mono);
+        let had_key = self.view.as_ref().is_some_and(|before| before.leader.is_some());
+        let leader = view.leader.clone();
+        let members = view.members.clone();
+        self.view = Some(view);
+        let changed = self.take_members(members, now.mono);
+        self.leader_key(leader.as_ref(), had_key, now.mono);
+        for (before, after) in changed {
+            if self.owner.as_ref().is_some_and(|owner| owner.member == after.name) {
+                self.owner_key_changed(&before, &after, now.mono);
+            }
+        }
+    }
+
+    /// Joins, changes and departures; returns what changed, before and after.
+    fn take_members(
+        &mut self,
+        members: BTreeMap<MemberName, MemberView>,
+        now: Moment,
+    ) -> Vec<(MemberView, MemberView)> {
+        let left: Vec<MemberName> = self
+            .members
+            .iter_mut()
+            .filter(|(name, member)| member.present() && !members.contains_key(*name))
+            .map(|(name, member)| {
+                member.gone_since = Some(now);
+                name.clone()
+            })
+            .collect();
+        for name in left {
+            self.note(Loudness::Info, Some(name), What::Membership { change: "left" });
+        }
+        members.into_values().filter_map(|view| self.take_member(view)).collect()
+    }
+
+    fn take_member(&mut self, view: MemberView) -> Option<(MemberView, MemberView)> {
+        let name = view.name.clone();
+        let Some(member) = self.members.get_mut(&name) else {
+            self.members.insert(name.clone(), Member::new(view));
+            self.note(Loudness::Info, Some(name), What::Membership { change: "joined" });
+            return None;
+        };
+        let rejoined = member.gone_since.take().is_some();
+        if member.view == view {
+            return None;
+        }
+        if member.view.revision != view.revision
+            && let Some(replay) = view.replay
+        {
+            member.lag.read(replay, view.revision, &self.optimes);
+        }
+        let before = std::mem::replace(&mut member.view, view.clone());
+        let moved = before.addresses != view.addresses;
+        if moved {
+            member.health = member::Health::default();
+        }
+        if rejoined || moved {
+            let change = if moved { "moved" } else { "joined" };
+            self.note(Loudness::Info, Some(name), What::Membership { change });
+        }
+        Some((before, view))
+    }
+
+    /// Nonsense is said once, as long as it stays the same.
+    fn take_complaints(&mut self, view: &ClusterView) {
+        let now: BTreeSet<Complaint> = view.complaints.iter().cloned().collect();
+        let new: Vec<Complaint> = now.difference(&self.complaints).cloned().collect();
+        for Complaint { key, problem } in new {
+            self.note(Loudness::Warn, None, What::Nonsense { key, problem });
+        }
+        self.complaints = now;
+    }
+
+    fn take_settings(&mut self, view: &ClusterView) {
+        let before = self.view.as_ref().map(|view| view.settings.clone()).unwrap_or_default();
+        if before.paused != view.settings.paused {
+            self.note(Loudness::Info, None, What::Paused { paused: view.settings.paused });
+        }
+        if before.standby_cluster != view.settings.standby_cluster {
+            let standby = view.settings.standby_cluster;
+            self.note(Loudness::Info, None, What::StandbyCluster { standby });
+            if standby && let Some(owner) = self.owner.as_ref().map(|owner| owner.member.clone()) {
+                self.end_terms(&owner, crate::route::RevokeReason::Demoted, |_, role| {
+                    role == crate::route::GrantRole::Primary
+                });
+            }
+        }
+    }
+
+    fn take_condition(&mut self, condition: StoreCondition, now: Moment) {
+        match condition {
+            StoreCondition::Alive => {
+                self.store.last_alive = Some(now);
+                if let Some((since, _)) = self.store.lost.take() {
+                    let after_ms = u64::try_from(now.since(since).as_millis()).unwrap_or(u64::MAX);
+                    self.note(Loudness::Info, None, What::StoreBack { after_ms });
+                }
+            }
+            StoreCondition::Lost { error } => {
+                if let Some((_, last)) = &mut self.store.lost {
+                    *last = error;
+                    return;
+                }
+                self.store.lost = Some((now, error.clone()));
+                self.note(Loudness::Warn, None, What::StoreLost { error });
+            }
+        }
+    }
+
+    fn take_answer(&mut self, answer: &Answer, now: Moment) {
+        let Some(member) = self.members.get_mut(&answer.member) else { return };
+        let claimed = member.answered().is_some_and(crate::event::Status::writable);
+        member.take_answer(answer);
+        let claims = member.answered().is_some_and(crate::event::Status::writable);
+        if self.owner.as_ref().is_some_and(|owner| owner.member == answer.member) {
+            self.owner_answered(answer, now);
+        } else if claims && !claimed && !self.store.lost() {
+            let text = "it says that it is a running primary, but the leader key does not name it".to_owned();
+            self.note(Loudness::Warn, Some(answer.member.clone()), What::Contradiction { text });
+        }
+    }
+
+    fn take_dial(&mut self, name: &MemberName, outcome: DialOutcome, now: Moment) {
+        if let Some(member) = self.members.get_mut(name) {
+            let change = member.health.record(now, outcome);
+            self.note_health(name, change);
+        }
+        let owner = self.owner.as_ref().is_some_and(|owner| owner.member == *name);
+        if owner && outcome != DialOutcome::Served {
+            self.doubt(now, member::why(outcome), outcome != DialOutcome::NotReady);
+        }
+    }
+
+    /// A probe may be wrong once; a leader is doubted when its server is down.
+    fn take_probe(&mut self, name: &MemberName, outcome: DialOutcome, now: Moment) {
+        let Some(member) = self.members.get_mut(name) else { return };
+        let change = member.health.record(now, outcome);
+        self.note_health(name, change);
+        let owner = self.owner.as_ref().is_some_and(|owner| owner.member == *name);
+        if owner && let Some(HealthChange::Down(why)) = change {
+            self.doubt(now, why, true);
+        }
+    }
+
+    fn note_health(&mut self, name: &MemberName, change: Option<HealthChange>) {
+        let (loudness, up, why) = match change {
+            None => return,
+            Some(HealthChange::Up) => (Loudness::Info, true, "it answers again"),
+            Some(HealthChange::Down(why)) => (Loudness::Warn, false, why),
+        };
+        self.note(loudness, Some(name.clone()), What::Health { up, why });
+    }
+
+    fn take_wish(&mut self, name: &MemberName, mode: crate::event::AdminMode) {
+        let Some(member) = self.members.get_mut(name).filter(|member| member.admin != mode) else { return };
+        member.admin = mode;
+        self.note(Loudness::Info, Some(name.clone()), What::Admin { mode });
+    }
+
+    fn take_policy(&mut self, policy: Policy) {
+        let before: BTreeMap<ListenerName, Target> =
+            self.policy.listeners.iter().map(|listener| (listener.name.clone(), listener.target)).collect();
+        self.policy = policy;
+        self.end_reconfigured_terms(&before);
+    }
+
+    fn forget_members(&mut self, now: Moment) {
+        if self.store.lost() {
+            return;
+        }
+        let owner = self.owner.as_ref().map(|owner| owner.member.clone());
+        let old = |(name, member): (&MemberName, &Member)| {
+            let owed = member.asking.is_out(now) || member.health.probing.is_out(now);
+            let gone = !owed && member.gone_since.is_some_and(|since| now.since(since) > FORGET);
+            (gone && Some(name) != owner.as_ref()).then(|| name.clone())
+        };
+        let forgotten: Vec<MemberName> = self.members.iter().filter_map(old).collect();
+        for name in forgotten {
+            self.members.remove(&name);
+            self.terms.forget(&name);
+        }
+    }
+
+    /// Says who joined or left the candidates for reads.
+    fn note_replicas(&mut self, now: Moment) {
+        let changed: Vec<(MemberName, Option<String>)> = self
+            .members
+            .iter()
+            .map(|(name, member)| (name, member, self.excluded(name, member, now)))
+            .filter(|(_, member, excluded)| excluded.is_some() != member.excluded.is_some())
+            .map(|(name, _, excluded)| (name.clone(), excluded))
+            .collect();
+        for (name, excluded) in changed {
+            let what = match excluded.clone() {
+                None => What::ReplicaIn,
+                Some(why) => What::ReplicaOut { why },
+            };
+            if let Some(member) = self.members.get_mut(&name) {
+                member.excluded = excluded;
+            }
+            self.note(Loudness::Info, Some(name), what);
+        }
+    }
+
+    fn revision(&self) -> Revision {
+        self.view.as_ref().map_or(Revision(0), |view| view.revision)
+    }
+
+    fn note(&mut self, loudness: Loudness, member: Option<MemberName>, what: What) {
+        self.effects.push(Effect::Note(Note { loudness, member, what }));
+    }
+}

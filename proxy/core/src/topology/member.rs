@@ -1,0 +1,209 @@
+//! What we remember of one member: its last known key, its last answer, whether its server can be reached.
+
+use std::time::Duration;
+
+use crate::event::{AdminMode, Answer, AskError, DialOutcome, Status};
+use crate::time::Moment;
+use crate::view::{MemberView, Replication};
+
+use super::lag::Lag;
+
+/// How often a server is probed in peace.
+const PROBE_EVERY: Duration = Duration::from_secs(2);
+/// How soon a failed probe or dial is checked again.
+const PROBE_AGAIN: Duration = Duration::from_millis(100);
+/// How often a server that is down is probed.
+const PROBE_DOWN: Duration = Duration::from_millis(500);
+/// Failures in a row that make a server down.
+const FALL: u32 = 2;
+/// How long the shell may be late with the answer that it owes, on top of the deadline.
+const LATE: Duration = Duration::from_secs(1);
+
+/// A question that is asked again and again, one at a time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Schedule {
+    /// When the question that is out must have been answered.
+    out_until: Option<Moment>,
+    /// When the last question was sent.
+    sent_at: Option<Moment>,
+}
+
+impl Schedule {
+    /// When the next question is due, if one is asked every `interval`.
+    pub(super) fn due(&self, interval: Duration) -> Moment {
+        let next = self.sent_at.map_or(Moment::ZERO, |sent| sent + interval);
+        self.out_until.map_or(next, |until| next.max(until))
+    }
+
+    /// Whether an answer is still owed.
+    pub(super) fn is_out(&self, now: Moment) -> bool {
+        self.out_until.is_some_and(|until| until > now)
+    }
+
+    /// Notes that a question was sent.
+    pub(super) fn sent(&mut self, now: Moment, deadline: Duration) {
+        self.sent_at = Some(now);
+        self.out_until = Some(now + deadline + LATE);
+    }
+
+    /// Notes that it was answered.
+    pub(super) fn answered(&mut self) {
+        self.out_until = None;
+    }
+}
+
+/// Whether a server answers connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Health {
+    failures: u32,
+    last: Option<DialOutcome>,
+    /// When it last answered.
+    pub(super) served_at: Option<Moment>,
+    /// Active probes.
+    pub(super) probing: Schedule,
+}
+
+/// A change of [`Health`] that people want to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum HealthChange {
+    /// It answers again.
+    Up,
+    /// It does not answer.
+    Down(&'static str),
+}
+
+impl Health {
+    /// Whether new sessions may be sent there: innocent until two failures in a row.
+    pub(super) fn is_up(&self) -> bool {
+        self.failures < FALL
+    }
+
+    /// `up`, `down`, or `unknown` before the first answer.
+    pub(super) fn label(&self) -> &'static str {
+        match (self.is_up(), self.last) {
+            (false, _) => "down",
+            (true, None) => "unknown",
+            (true, Some(_)) => "up",
+        }
+    }
+
+    /// Takes in what happened to a connection or a probe.
+    pub(super) fn record(&mut self, now: Moment, outcome: DialOutcome) -> Option<HealthChange> {
+        let was_up = self.is_up();
+        self.last = Some(outcome);
+        if outcome == DialOutcome::Served {
+            self.failures = 0;
+            self.served_at = Some(now);
+        } else {
+            self.failures = self.failures.saturating_add(1);
+        }
+        match (was_up, self.is_up()) {
+            (true, false) => Some(HealthChange::Down(why(outcome))),
+            (false, true) => Some(HealthChange::Up),
+            (true, true) | (false, false) => None,
+        }
+    }
+
+    /// How long to wait between probes.
+    pub(super) fn interval(&self) -> Duration {
+        match self.failures {
+            0 => PROBE_EVERY,
+            1 => PROBE_AGAIN,
+            _ => PROBE_DOWN,
+        }
+    }
+}
+
+/// The word for a failure.
+pub(super) fn why(outcome: DialOutcome) -> &'static str {
+    match outcome {
+        DialOutcome::Served => "it answers",
+        DialOutcome::Refused => "connection refused",
+        DialOutcome::TimedOut => "no answer in time",
+        DialOutcome::Failed => "the connection broke before its first byte",
+        DialOutcome::NotReady => "it is starting up, shutting down or in recovery",
+    }
+}
+
+/// The last answer to a question.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct LastAnswer {
+    /// When the question was sent.
+    pub(super) asked_at: Moment,
+    /// What came.
+    pub(super) outcome: Result<Status, AskError>,
+}
+
+/// One member.
+#[derive(Clone, Debug)]
+pub(super) struct Member {
+    /// Its key as last read, kept after the key is gone: it says where to ask.
+    pub(super) view: MemberView,
+    /// When its key was found missing. `None`: it is in the store.
+    pub(super) gone_since: Option<Moment>,
+    /// Operator's wish.
+    pub(super) admin: AdminMode,
+    /// Reachability.
+    pub(super) health: Health,
+    /// Questions to its Patroni.
+    pub(super) asking: Schedule,
+    /// Its last answer.
+    pub(super) answer: Option<LastAnswer>,
+    /// Whether its last two answers showed a Patroni that sees the store (`dcs_last_seen` moved on).
+    pub(super) sees_store: bool,
+    /// Lag readings.
+    pub(super) lag: Lag,
+    /// Why it was not used for reads when the last table was made (for notes).
+    pub(super) excluded: Option<String>,
+}
+
+impl Member {
+    pub(super) fn new(view: MemberView) -> Self {
+        Self {
+            view,
+            gone_since: None,
+            admin: AdminMode::Ready,
+            health: Health::default(),
+            asking: Schedule::default(),
+            answer: None,
+            sees_store: false,
+            lag: Lag::default(),
+            excluded: Some("it has just joined".to_owned()),
+        }
+    }
+
+    /// Its key is in the store.
+    pub(super) fn present(&self) -> bool {
+        self.gone_since.is_none()
+    }
+
+    /// Takes in an answer.
+    pub(super) fn take_answer(&mut self, answer: &Answer) {
+        self.asking.answered();
+        let before = self.answered().and_then(|status| status.dcs_last_seen);
+        if let Ok(status) = &answer.outcome {
+            self.sees_store = matches!((before, status.dcs_last_seen), (Some(b), Some(n)) if n > b)
+                // Patroni writes whole seconds and looks every loop_wait: no step is no proof either way.
+                || (self.sees_store && before == status.dcs_last_seen);
+        } else {
+            self.sees_store = false;
+        }
+        self.answer = Some(LastAnswer { asked_at: answer.asked_at, outcome: answer.outcome.clone() });
+    }
+
+    /// The status of the last answer, if it was one.
+    pub(super) fn answered(&self) -> Option<&Status> {
+        self.answer.as_ref().and_then(|answer| answer.outcome.as_ref().ok())
+    }
+
+    /// Its last answer, if it was asked at or after `since` and says that it takes writes.
+    pub(super) fn claims_since(&self, since: Moment) -> Option<&Status> {
+        let answer = self.answer.as_ref().filter(|answer| answer.asked_at >= since)?;
+        answer.outcome.as_ref().ok().filter(|status| status.writable())
+    }
+
+    /// Whether it streams, as far as is known.
+    pub(super) fn may_stream(&self) -> bool {
+        self.view.replication != Replication::NotStreaming
+    }
+}

@@ -1,0 +1,423 @@
+//! Who may be the primary: the one owner of the write route.
+//!
+//! The owner is named by the leader key, or, while the store is silent, by the members themselves. Being
+//! named is not enough: it is *pending* until it is confirmed writable, and can be doubted again at any
+//! time. There is one owner at most, so there is one candidate at most.
+
+use std::time::Duration;
+
+use pointsman_config::StalePrimary;
+
+use crate::event::{AdminMode, Answer, Loudness, Status, What};
+use crate::route::{GrantRole, NoRoute, RevokeReason};
+use crate::time::{Moment, Now};
+use crate::view::{
+    Announcement, ClusterView, LeaderKey, MemberName, MemberRole, MemberState, MemberView, Revision, Timeline,
+};
+
+use super::Topology;
+
+/// An announced switchover that has not happened by then is let go if the leader still takes writes.
+const ANNOUNCED_FOR: Duration = Duration::from_secs(5);
+/// A scheduled switchover is waited for from this long before its time.
+const SCHEDULE_AHEAD: Duration = Duration::from_secs(1);
+/// An answer older than this says nothing about now.
+pub(super) const FRESH: Duration = Duration::from_secs(3);
+/// Server-side closes of a leader within [`CLOSES_WITHIN`] that make us doubt it.
+const CLOSES: u32 = 5;
+const CLOSES_WITHIN: Duration = Duration::from_secs(1);
+
+/// Where the owner stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// Being asked whether it takes writes.
+    Pending {
+        /// Since when. Only answers to questions of this time or later count.
+        since: Moment,
+        /// A member key proves something only if it was written after this revision.
+        newer_than: Revision,
+        /// Its server could not be reached: it must also answer a connection.
+        reach: bool,
+    },
+    /// Takes writes.
+    Confirmed {
+        /// Since when.
+        since: Moment,
+        /// The last time that the member itself said so.
+        last: Moment,
+        /// Who said so first.
+        by: &'static str,
+    },
+}
+
+/// The member that may be the primary.
+#[derive(Clone, Debug)]
+pub(super) struct Owner {
+    pub(super) member: MemberName,
+    /// The revision of the leader key that named it.
+    pub(super) key_revision: Revision,
+    /// The members named it while the store was silent.
+    pub(super) by_members: bool,
+    pub(super) standing: Standing,
+    closes: u32,
+    closes_since: Moment,
+}
+
+impl Owner {
+    fn new(member: MemberName, key_revision: Revision, now: Moment, newer_than: Revision) -> Self {
+        Self {
+            member,
+            key_revision,
+            by_members: false,
+            standing: Standing::Pending { since: now, newer_than, reach: false },
+            closes: 0,
+            closes_since: now,
+        }
+    }
+
+    /// When its present standing began.
+    pub(super) fn since(&self) -> Moment {
+        match self.standing {
+            Standing::Pending { since, .. } | Standing::Confirmed { since, .. } => since,
+        }
+    }
+
+    pub(super) fn confirmed(&self) -> bool {
+        matches!(self.standing, Standing::Confirmed { .. })
+    }
+
+    /// When it last said itself that it takes writes.
+    pub(super) fn last_confirmed(&self) -> Option<Moment> {
+        match self.standing {
+            Standing::Confirmed { last, .. } => Some(last),
+            Standing::Pending { .. } => None,
+        }
+    }
+}
+
+/// A switchover that we hold new sessions for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Announced {
+    /// The revision that announced it; an announcement is believed once.
+    revision: Revision,
+    pub(super) since: Moment,
+    /// We no longer hold for it.
+    let_go: bool,
+}
+
+impl Topology {
+    /// The member that new write sessions go to, or why there is none.
+    pub(super) fn primary(&self, now: Moment) -> Result<&Owner, NoRoute> {
+        let view = self.view.as_ref().ok_or(NoRoute::Discovering)?;
+        if view.settings.standby_cluster {
+            return Err(NoRoute::StandbyCluster);
+        }
+        let Some(owner) = &self.owner else {
+            return Err(match &view.leader {
+                Some(key) => NoRoute::LeaderUnknown { leader: key.member.clone() },
+                None => NoRoute::NoLeaderYet,
+            });
+        };
+        let leader = owner.member.clone();
+        if view.leader.is_none() && !owner.by_members && !self.leads_without_key(owner, now) {
+            return Err(NoRoute::LeaderKeyGone { last: Some(leader) });
+        }
+        if !owner.confirmed() {
+            return Err(NoRoute::Pending { leader });
+        }
+        if self.announced.as_ref().is_some_and(|announced| !announced.let_go) {
+            return Err(NoRoute::SwitchoverAnnounced { leader });
+        }
+        if self.policy.stale_primary == StalePrimary::Hold && self.is_stale(now) {
+            return Err(NoRoute::Stale { leader });
+        }
+        if self.members.get(&leader).is_some_and(|member| member.admin != AdminMode::Ready) {
+            return Err(NoRoute::Maintenance { member: leader });
+        }
+        Ok(owner)
+    }
+
+    /// The exception to "no key, no candidate": the cluster is paused, the last leader itself says that it
+    /// takes writes, and nobody else does.
+    pub(super) fn leads_without_key(&self, owner: &Owner, now: Moment) -> bool {
+        let paused = self.view.as_ref().is_some_and(|view| view.settings.paused);
+        let fresh = now.earlier_by(FRESH);
+        paused
+            && self.members.get(&owner.member).is_some_and(|member| member.claims_since(fresh).is_some())
+            && !self.members.iter().any(|(name, m)| *name != owner.member && m.claims_since(fresh).is_some())
+    }
+
+    /// Whether neither the store nor the leader itself has confirmed the leader for a ttl.
+    pub(super) fn is_stale(&self, now: Moment) -> bool {
+        if !self.store.lost() {
+            return false;
+        }
+        let ttl = self.view.as_ref().map_or(30, |view| view.settings.ttl);
+        let own_word = self.owner.as_ref().and_then(Owner::last_confirmed);
+        let last = own_word.max(self.store.last_alive);
+        last.is_none_or(|last| now.since(last) >= Duration::from_secs(ttl.into()))
+    }
+
+    /// The owner is asked whether it takes writes before anything new is sent to it.
+    pub(super) fn doubt(&mut self, now: Moment, why: &'static str, reach: bool) {
+        let newer_than = self.revision();
+        let Some(owner) = &mut self.owner else { return };
+        match &mut owner.standing {
+            Standing::Pending { reach: must_reach, .. } => *must_reach |= reach,
+            Standing::Confirmed { .. } => {
+                owner.standing = Standing::Pending { since: now, newer_than, reach };
+                let member = owner.member.clone();
+                self.note(Loudness::Info, Some(member), What::PrimaryDoubted { why });
+            }
+        }
+    }
+
+    /// A server ended a session of its own accord: five of the owner's in a second, and it is doubted.
+    pub(super) fn server_closed(&mut self, member: &MemberName, now: Moment) {
+        let Some(owner) = self.owner.as_mut().filter(|owner| owner.member == *member) else { return };
+        if now.since(owner.closes_since) > CLOSES_WITHIN {
+            owner.closes = 0;
+            owner.closes_since = now;
+        }
+        owner.closes += 1;
+        if owner.closes == CLOSES {
+            self.doubt(now, "the server closed several sessions at once", false);
+        }
+    }
+
+    fn confirm(&mut self, now: Moment, by: &'static str) {
+        let Some(owner) = &mut self.owner else { return };
+        let Standing::Pending { since, .. } = owner.standing else { return };
+        owner.standing = Standing::Confirmed { since: now, last: now, by };
+        let member = owner.member.clone();
+        let after_ms = u64::try_from(now.since(since).as_millis()).unwrap_or(u64::MAX);
+        self.note(Loudness::Info, Some(member), What::PrimaryConfirmed { by, after_ms });
+    }
+
+    /// The leader key, as a new snapshot shows it.
+    pub(super) fn leader_key(&mut self, key: Option<&LeaderKey>, had_key: bool, now: Moment) {
+        let Some(key) = key else {
+            if had_key {
+                let last = self.owner.as_ref().map(|owner| owner.member.clone());
+                self.note(Loudness::Warn, last, What::LeaderKeyGone);
+            }
+            if let Some(owner) = &mut self.owner {
+                owner.by_members = false; // the store speaks again, and it knows of no leader
+            }
+            return;
+        };
+        let known = self.members.contains_key(&key.member);
+        match &mut self.owner {
+            Some(owner) if owner.member == key.member && owner.by_members => {
+                // The members told us before the store could: nothing jumps.
+                owner.by_members = false;
+                owner.key_revision = key.revision;
+            }
+            Some(owner) if owner.member == key.member && owner.key_revision == key.revision => {}
+            Some(owner) if owner.member == key.member => {
+                owner.key_revision = key.revision;
+                self.doubt(now, "it took the leader key anew", false);
+            }
+            // A name that nobody bears takes no good route away, but the leader has to speak for itself.
+            Some(_) if !known => {
+                if self.unknown_leader.as_ref() != Some(&key.member) {
+                    self.doubt(now, "the leader key names a member that nobody knows", false);
+                }
+            }
+            None if !known => {}
+            Some(_) | None => self.name_owner(key.member.clone(), key.revision, now),
+        }
+        self.unknown_leader = (!known).then(|| key.member.clone());
+    }
+
+    /// Another member leads: the old one's write sessions end in this very tick.
+    fn name_owner(&mut self, member: MemberName, key_revision: Revision, now: Moment) {
+        let old = self.owner.take().map(|owner| owner.member);
+        self.owner = Some(Owner::new(member.clone(), key_revision, now, self.revision()));
+        self.announced = None;
+        self.optimes.clear();
+        self.leader_changed_at = old.is_some().then_some(now);
+        self.note(Loudness::Info, Some(member), What::LeaderNamed);
+        if let Some(old) = old {
+            self.end_terms(&old, RevokeReason::LeaderChanged, |_, role| role == GrantRole::Primary);
+        }
+        self.end_promoted_terms();
+    }
+
+    /// A switchover that names this leader, as a new snapshot shows it: begin to hold, or let go.
+    pub(super) fn announcement(&mut self, announcement: Option<&Announcement>, now: Now) {
+        let Some(owner) = &self.owner else { return };
+        let leader = owner.member.clone();
+        let concerns = |a: &&Announcement| match (&a.leader, &a.candidate) {
+            (Some(from), _) => *from == leader,
+            (None, Some(to)) => *to != leader,
+            (None, None) => false,
+        };
+        match (announcement.filter(concerns), self.announced.take()) {
+            (Some(a), Some(announced)) if announced.revision == a.revision => {
+                self.announced = Some(announced)
+            }
+            (Some(a), _) => {
+                let scheduled = a.scheduled_at.is_some_and(|at| {
+                    let ahead = u64::try_from(SCHEDULE_AHEAD.as_millis()).unwrap_or(u64::MAX);
+                    at > now.wall.0.saturating_add(ahead)
+                });
+                if !scheduled {
+                    self.announced = Some(Announced { revision: a.revision, since: now.mono, let_go: false });
+                    let candidate = a.candidate.clone();
+                    self.note(Loudness::Info, Some(leader), What::SwitchoverAnnounced { candidate });
+                }
+            }
+            (None, Some(announced)) if !announced.let_go => {
+                self.note(Loudness::Info, Some(leader), What::SwitchoverAbandoned { why: "it was cleared" });
+            }
+            (None, _) => {}
+        }
+    }
+
+    /// When an announcement needs looking at again.
+    pub(super) fn announcement_timeout(&self, now: Now) -> Option<Moment> {
+        let scheduled = || {
+            let at = self.view.as_ref()?.announcement.as_ref()?.scheduled_at?;
+            let ahead = u64::try_from(SCHEDULE_AHEAD.as_millis()).unwrap_or(u64::MAX);
+            let left = at.saturating_sub(ahead).saturating_sub(now.wall.0);
+            (left > 0).then(|| now.mono + Duration::from_millis(left))
+        };
+        match &self.announced {
+            Some(announced) if !announced.let_go => Some(announced.since + ANNOUNCED_FOR),
+            Some(_) | None => scheduled(),
+        }
+    }
+
+    /// The owner's own key was written anew: does it still speak as a primary? Does it at last?
+    pub(super) fn owner_key_changed(&mut self, before: &MemberView, after: &MemberView, now: Moment) {
+        let spoke = before.role == MemberRole::Primary && before.state == MemberState::Running;
+        let speaks = after.role == MemberRole::Primary && after.state == MemberState::Running;
+        if spoke && !speaks {
+            self.doubt(now, "its member key no longer says running primary", false);
+        } else if spoke && before.position.is_some() && after.position.is_none() {
+            self.doubt(now, "its member key has no position any more", false);
+        } else if before.addresses != after.addresses || before.api != after.api {
+            self.doubt(now, "it moved to another address", false);
+        }
+    }
+
+    /// The weakest witness: its member key, written after the leader key and after every doubt and denial.
+    pub(super) fn confirm_by_key(&mut self, now: Moment) {
+        let Some(owner) = &self.owner else { return };
+        let Standing::Pending { newer_than, reach: false, .. } = owner.standing else { return };
+        let Some(member) = self.members.get(&owner.member) else { return };
+        let view = &member.view;
+        let proves = member.present()
+            && view.role == MemberRole::Primary
+            && view.state == MemberState::Running
+            && view.position.is_some()
+            && view.revision > newer_than.max(owner.key_revision);
+        if proves && self.unknown_leader.is_none() && !self.store.lost() {
+            self.confirm(now, "member-key");
+        }
+    }
+
+    /// The owner answered a question.
+    pub(super) fn owner_answered(&mut self, answer: &Answer, now: Moment) {
+        let Ok(status) = &answer.outcome else { return };
+        if answer.asked_at < self.owner.as_ref().map_or(Moment::NEVER, Owner::since) {
+            return; // it speaks of a time before the doubt
+        }
+        if status.writable() {
+            self.owner_affirms(answer.asked_at, now)
+        } else {
+            self.owner_denies(status, now)
+        }
+    }
+
+    fn owner_affirms(&mut self, asked_at: Moment, now: Moment) {
+        let Some(owner) = &mut self.owner else { return };
+        let reached = self.members.get(&owner.member).and_then(|member| member.health.served_at);
+        match &mut owner.standing {
+            Standing::Pending { since, reach: true, .. } if reached.is_none_or(|at| at < *since) => {}
+            Standing::Pending { .. } => self.confirm(now, "rest"),
+            Standing::Confirmed { last, .. } => *last = (*last).max(asked_at),
+        }
+        let member = self.owner.as_ref().map(|owner| owner.member.clone());
+        if let Some(announced) = self.announced.as_mut().filter(|announced| !announced.let_go)
+            && asked_at >= announced.since + ANNOUNCED_FOR
+        {
+            announced.let_go = true;
+            self.note(
+                Loudness::Warn,
+                member,
+                What::SwitchoverAbandoned { why: "the leader still takes writes" },
+            );
+        }
+    }
+
+    fn owner_denies(&mut self, status: &Status, now: Moment) {
+        let newer_than = self.revision();
+        let Some(owner) = &mut self.owner else { return };
+        let in_recovery = matches!(status.role, MemberRole::Replica | MemberRole::StandbyLeader)
+            && status.state == MemberState::Running;
+        match &mut owner.standing {
+            // A denial outweighs every member key that was written before it.
+            Standing::Pending { newer_than: key_after, .. } => *key_after = newer_than,
+            Standing::Confirmed { .. } if in_recovery => {
+                let member = owner.member.clone();
+                owner.standing = Standing::Pending { since: now, newer_than, reach: false };
+                self.note(Loudness::Warn, Some(member.clone()), What::PrimaryDemoted);
+                self.end_terms(&member, RevokeReason::Demoted, |_, role| role == GrantRole::Primary);
+            }
+            Standing::Confirmed { .. } => self.doubt(now, "it says that it is not a running primary", false),
+        }
+    }
+
+    /// While the store is silent: has a fail-over happened that only the members know of?
+    ///
+    /// A claim needs a higher timeline than the owner's and a Patroni that sees the store (or that may lead
+    /// without it). The last leader may also take up again what the vanished key took from it.
+    pub(super) fn follow_members(&mut self, now: Moment) {
+        if !self.store.lost() {
+            return;
+        }
+        let fresh = now.earlier_by(FRESH);
+        let claims = |name: &MemberName| {
+            let member = self.members.get(name)?;
+            let status = member.claims_since(fresh)?;
+            (member.sees_store || status.failsafe_active).then_some(status.timeline)
+        };
+        let owner = self.owner.as_ref();
+        let owner_timeline = owner.and_then(|owner| self.best_timeline(&owner.member));
+        let best = self
+            .members
+            .keys()
+            .filter_map(|name| claims(name).map(|timeline| (timeline, name.clone())))
+            .max_by(|a, b| a.0.cmp(&b.0).then_with(|| b.1.cmp(&a.1)));
+        let Some((timeline, name)) = best else { return };
+        let keyless = self.view.as_ref().is_some_and(|view| view.leader.is_none());
+        match owner {
+            Some(owner) if owner.member == name => {
+                if keyless && let Some(owner) = &mut self.owner {
+                    owner.by_members = true;
+                }
+            }
+            Some(_) if timeline <= owner_timeline => {}
+            Some(_) | None => {
+                let number = timeline.map_or(0, |timeline| timeline.0);
+                self.note(Loudness::Warn, Some(name.clone()), What::FollowedMembers { timeline: number });
+                let revision = self.view.as_ref().map_or(Revision(0), |view| view.revision);
+                self.name_owner(name, revision, now);
+                if let Some(owner) = &mut self.owner {
+                    owner.by_members = true;
+                }
+            }
+        }
+    }
+
+    /// The highest timeline that the member was ever seen on.
+    fn best_timeline(&self, name: &MemberName) -> Option<Timeline> {
+        let member = self.members.get(name)?;
+        let answered = member.answered().and_then(|status| status.timeline);
+        let history = self.view.as_ref().and_then(|view: &ClusterView| view.history.last());
+        let by_history = history.map(|switch| Timeline(switch.timeline.0.saturating_add(1)));
+        member.view.timeline.max(answered).max(by_history)
+    }
+}

@@ -1,0 +1,129 @@
+//! Connecting to a server: the addresses of a member in order, within one deadline.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+
+use pointsman_core::event::DialOutcome;
+use pointsman_core::view::Address;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
+
+use crate::socket::TcpOptions;
+
+/// Why there is no connection to a server, or no first byte from it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DialError {
+    /// Nobody listens.
+    #[error("connection refused")]
+    Refused,
+    /// The deadline passed.
+    #[error("no answer in time")]
+    TimedOut,
+    /// The server closed or reset the connection before its first byte.
+    #[error("the server closed the connection before its first byte")]
+    Closed,
+    /// The server is starting up, shutting down or in recovery.
+    #[error("the server is not ready: {0}")]
+    NotReady(String),
+    /// The term of the grant ended meanwhile.
+    #[error("the member is no longer the one to go to")]
+    Revoked,
+    /// The way to the server failed.
+    #[error("{0}")]
+    Unreachable(io::Error),
+    /// We could not even try: descriptors, ports or memory of this host.
+    #[error("this host cannot connect: {0}")]
+    Local(io::Error),
+}
+
+impl DialError {
+    /// What the topology is told. `None`: the failure says nothing about the server.
+    pub(crate) fn outcome(&self) -> Option<DialOutcome> {
+        match self {
+            Self::Refused => Some(DialOutcome::Refused),
+            Self::TimedOut => Some(DialOutcome::TimedOut),
+            Self::Closed | Self::Unreachable(_) => Some(DialOutcome::Failed),
+            Self::NotReady(_) => Some(DialOutcome::NotReady),
+            Self::Revoked | Self::Local(_) => None,
+        }
+    }
+}
+
+impl From<io::Error> for DialError {
+    /// By the error of connect(2), or of a read or write before the server's first byte.
+    fn from(error: io::Error) -> Self {
+        use rustix::io::Errno;
+        const OURS: [Errno; 7] = [
+            Errno::MFILE,
+            Errno::NFILE,
+            Errno::NOBUFS,
+            Errno::NOMEM,
+            Errno::ADDRNOTAVAIL,
+            Errno::ADDRINUSE,
+            Errno::AGAIN,
+        ];
+        if Errno::from_io_error(&error).is_some_and(|errno| OURS.contains(&errno)) {
+            return Self::Local(error);
+        }
+        match error.kind() {
+            io::ErrorKind::ConnectionRefused => Self::Refused,
+            io::ErrorKind::TimedOut => Self::TimedOut,
+            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionAborted => {
+                Self::Closed
+            }
+            _ => Self::Unreachable(error),
+        }
+    }
+}
+
+/// Connects to the first address that answers. Each attempt gets a fair part of the time that is left, so
+/// that a silent address does not use up the turn of the next one. Cancel-safe: dropping it ends the attempt.
+pub(crate) async fn connect(
+    addresses: &[Address],
+    options: TcpOptions,
+    deadline: Instant,
+) -> Result<(TcpStream, SocketAddr), DialError> {
+    let mut last = DialError::Unreachable(io::Error::other("the member has no address"));
+    let mut names_left = addresses.len();
+    for address in addresses {
+        let sockets = match timeout_at(share(deadline, names_left), resolve(address)).await {
+            Ok(Ok(sockets)) => sockets,
+            Ok(Err(error)) => {
+                last = DialError::Unreachable(error);
+                Vec::new()
+            }
+            Err(_) => {
+                last = DialError::TimedOut;
+                Vec::new()
+            }
+        };
+        names_left = names_left.saturating_sub(1);
+        let mut sockets_left = sockets.len();
+        for socket in sockets {
+            match timeout_at(share(deadline, sockets_left + names_left), TcpStream::connect(socket)).await {
+                Ok(Ok(stream)) => {
+                    options.apply(&stream)?;
+                    return Ok((stream, socket));
+                }
+                Ok(Err(error)) => last = error.into(),
+                Err(_) => last = DialError::TimedOut,
+            }
+            sockets_left = sockets_left.saturating_sub(1);
+        }
+    }
+    Err(last)
+}
+
+async fn resolve(address: &Address) -> io::Result<Vec<SocketAddr>> {
+    if let Ok(ip) = address.host.parse::<IpAddr>() {
+        return Ok(vec![SocketAddr::new(ip, address.port)]);
+    }
+    Ok(tokio::net::lookup_host((address.host.as_str(), address.port)).await?.collect())
+}
+
+/// The end of an attempt, when `attempts` are left to be made until the deadline.
+fn share(deadline: Instant, attempts: usize) -> Instant {
+    let attempts = u32::try_from(attempts).unwrap_or(u32::MAX).max(1);
+    let now = Instant::now();
+    now + deadline.saturating_duration_since(now) / attempts
+}

@@ -1,0 +1,155 @@
+//! Where the members of a cluster and their roles are learned from.
+//!
+//! One source for each cluster: [`run`]. It owns its connections and spawns nothing; whoever runs it ends it
+//! by dropping the future. What it learns goes into one bounded channel, whole snapshots, never deltas:
+//! [`Event::View`] when something changed, [`Event::Store`] when the store shows life or is lost.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use pointsman_config::{Cluster, Discovery};
+use pointsman_core::event::{Event, StoreCondition};
+use pointsman_core::time::Moment;
+use pointsman_core::view::{ClusterView, Revision};
+use tokio::sync::mpsc::Sender;
+
+use crate::clock::Clock;
+
+mod backoff;
+mod etcd;
+
+/// Runs a cluster's source for ever. `stats` must be of the same cluster ([`SourceStats::new`]).
+pub async fn run(cluster: &Cluster, stats: &SourceStats, events: Sender<Event>) -> Infallible {
+    let outlet = Outlet { cluster, stats, events, lost: false };
+    match &cluster.discovery {
+        Discovery::Etcd(etcd) => etcd::run(cluster, etcd, outlet).await,
+        Discovery::Consul(_) | Discovery::Patroni(_) | Discovery::Static(_) => unbuilt(outlet).await,
+    }
+}
+
+/// `pointsman run` refuses such a configuration before it comes to this.
+async fn unbuilt(mut outlet: Outlet<'_>) -> Infallible {
+    let kind = outlet.cluster.discovery.as_str();
+    outlet.lost(format!("discovery by {kind} is not built yet")).await;
+    std::future::pending().await
+}
+
+/// No endpoint is connected.
+const NOWHERE: usize = usize::MAX;
+
+/// What a source does, for metrics and the dashboard. Every number only grows, the endpoint excepted.
+#[derive(Debug)]
+pub struct SourceStats {
+    clock: Clock,
+    endpoints: Box<[Arc<str>]>,
+    connected: AtomicUsize,
+    reconnects: AtomicU64,
+    watch_restarts: AtomicU64,
+    views: AtomicU64,
+    revision: AtomicU64,
+    /// Milliseconds since the clock's start, plus one; 0: never.
+    alive: AtomicU64,
+}
+
+impl SourceStats {
+    /// All zero, for this cluster's endpoints.
+    pub fn new(cluster: &Cluster, clock: Clock) -> Self {
+        let endpoints = match &cluster.discovery {
+            Discovery::Etcd(etcd) => etcd.endpoints.as_slice(),
+            Discovery::Consul(consul) => consul.addresses.as_slice(),
+            Discovery::Patroni(rest) => rest.members.as_slice(),
+            Discovery::Static(_) => &[],
+        };
+        Self {
+            clock,
+            endpoints: endpoints.iter().map(|endpoint| endpoint.to_string().into()).collect(),
+            connected: AtomicUsize::new(NOWHERE),
+            reconnects: AtomicU64::new(0),
+            watch_restarts: AtomicU64::new(0),
+            views: AtomicU64::new(0),
+            revision: AtomicU64::new(0),
+            alive: AtomicU64::new(0),
+        }
+    }
+
+    /// The endpoint that is being watched, while one is.
+    pub fn connected(&self) -> Option<&str> {
+        self.endpoints.get(self.connected.load(Ordering::Relaxed)).map(AsRef::as_ref)
+    }
+
+    /// Connections tried after the first.
+    pub fn reconnects(&self) -> u64 {
+        self.reconnects.load(Ordering::Relaxed)
+    }
+
+    /// Watches that ended for any reason.
+    pub fn watch_restarts(&self) -> u64 {
+        self.watch_restarts.load(Ordering::Relaxed)
+    }
+
+    /// Snapshots sent.
+    pub fn views(&self) -> u64 {
+        self.views.load(Ordering::Relaxed)
+    }
+
+    /// The last revision that the store showed.
+    pub fn revision(&self) -> Revision {
+        Revision(self.revision.load(Ordering::Relaxed))
+    }
+
+    /// When the store showed its last sign of life.
+    pub fn last_sign_of_life(&self) -> Option<Moment> {
+        self.alive.load(Ordering::Relaxed).checked_sub(1).map(Moment::from_millis)
+    }
+
+    fn sign_of_life(&self, revision: Revision) {
+        let millis = u64::try_from(self.clock.moment().since_start().as_millis()).unwrap_or(u64::MAX - 1);
+        self.alive.store(millis.saturating_add(1), Ordering::Relaxed);
+        self.revision.store(revision.0, Ordering::Relaxed);
+    }
+}
+
+/// Where a source puts what it learned.
+struct Outlet<'a> {
+    cluster: &'a Cluster,
+    stats: &'a SourceStats,
+    events: Sender<Event>,
+    lost: bool,
+}
+
+impl Outlet<'_> {
+    /// A new snapshot.
+    async fn view(&mut self, mut view: ClusterView) {
+        for (name, member) in &mut view.members {
+            member.weight = u32::from(self.cluster.weight(name.as_str()).get());
+        }
+        self.stats.sign_of_life(view.revision);
+        self.stats.views.fetch_add(1, Ordering::Relaxed);
+        self.lost = false;
+        self.send(Event::View(Box::new(view))).await;
+    }
+
+    /// A sign of life without news.
+    async fn alive(&mut self, revision: Revision) {
+        self.stats.sign_of_life(revision);
+        self.lost = false;
+        self.send(Event::Store(StoreCondition::Alive)).await;
+    }
+
+    /// No endpoint works. Said once, until it works again.
+    async fn lost(&mut self, error: String) {
+        if !self.lost {
+            self.lost = true;
+            self.send(Event::Store(StoreCondition::Lost { error })).await;
+        }
+    }
+
+    /// Waits for room, for as long as the control task lives: it is the one that reads. Without it there is
+    /// nobody left to tell anything, and whoever owns this source will drop it.
+    async fn send(&mut self, event: Event) {
+        if self.events.send(event).await.is_err() {
+            std::future::pending().await
+        }
+    }
+}

@@ -1,0 +1,407 @@
+//! Listeners: addresses that clients connect to, and the sessions behind them.
+//!
+//! Tasks of one listener, all in its [`TaskTracker`]: one accept loop for each address, the keeper of the
+//! hold queue ([`holds`]), one task for each session ([`session`]), at most [`MAX_REFUSALS`] that explain a
+//! refusal at the door. Bounds: `max_connections` sessions, `max_held` of them held.
+//!
+//! * [`admission`]: who may come in. [`client`]: a client's first messages. [`holds`]: waiting for a route.
+//! * [`link`]: a server, up to its first answer. [`refuse`]: telling a client why not. [`cancel`].
+//! * [`record`]: the line of a finished session. [`reports`]: what the control task is told.
+//!
+//! The PROXY protocol and TLS termination belong between accept and [`client::Client`]: they turn a
+//! connection into a stream with a client address, before the first message is read.
+
+mod admission;
+mod cancel;
+mod client;
+mod holds;
+mod link;
+mod record;
+mod refuse;
+mod reports;
+mod session;
+#[cfg(test)]
+mod tests;
+
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use pointsman_config::{Balance, ClusterName, ListenerName, Refuse};
+use pointsman_core::balance::{Draw, Policy};
+use pointsman_core::close::CloseReason;
+use pointsman_core::hold::HoldLimits;
+use pointsman_core::route::NoRoute;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::admission::Sources;
+use self::client::Client;
+use self::holds::Holds;
+pub use self::reports::Reports;
+use crate::routes::Routes;
+use crate::sessions::Sessions;
+use crate::socket::{self, TcpOptions};
+use crate::stats::ListenerStats;
+
+/// How many refusals at the door are explained at once; more are closed in silence.
+const MAX_REFUSALS: usize = 256;
+
+/// After an error of accept(2): it is about descriptors or memory, and those take a moment.
+const SHORTEST_BACKOFF: Duration = Duration::from_millis(10);
+const LONGEST_BACKOFF: Duration = Duration::from_millis(100);
+
+/// How long sessions that were told to end may take to do so.
+const CUT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Why an address cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address}: {}", explain(.source))]
+pub struct ListenError {
+    /// The address.
+    pub address: SocketAddr,
+    /// What the kernel said.
+    pub source: io::Error,
+}
+
+fn explain(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "address already in use; another process listens there \
+                                     (`ss -ltnp` shows which)"
+            .to_owned(),
+        io::ErrorKind::PermissionDenied => {
+            "permission denied; ports below 1024 need CAP_NET_BIND_SERVICE".to_owned()
+        }
+        _ => error.to_string(),
+    }
+}
+
+/// What a listener goes by. Everything in it but names and addresses can change while it runs.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Its part of the configuration.
+    pub listener: pointsman_config::Listener,
+    /// How many load balancers share the cluster.
+    pub balancers: NonZeroU32,
+    /// One line for each finished session.
+    pub log_sessions: bool,
+}
+
+impl Settings {
+    fn hold_limits(&self) -> HoldLimits {
+        HoldLimits::new(self.listener.max_held, self.listener.release_rate, self.balancers)
+    }
+}
+
+/// What a listener works with.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// The published routes of its cluster.
+    pub routes: Arc<Routes>,
+    /// The register of live sessions.
+    pub sessions: Arc<Sessions>,
+    /// Its counters.
+    pub stats: Arc<ListenerStats>,
+    /// The way to the control task of its cluster.
+    pub reports: Reports,
+}
+
+/// What the tasks of a listener share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    name: ListenerName,
+    cluster: ClusterName,
+    settings: ArcSwap<Settings>,
+    routes: Arc<Routes>,
+    sessions: Arc<Sessions>,
+    stats: Arc<ListenerStats>,
+    reports: Reports,
+    holds: Holds,
+    sources: Arc<Sources>,
+    reached: cancel::Reached,
+    refusals: Arc<Semaphore>,
+    /// Choices of a member that were made, and a secret to draw lots with.
+    choices: AtomicU64,
+    lots: RandomState,
+    /// Held sessions are refused.
+    draining: CancellationToken,
+    tracker: TaskTracker,
+}
+
+impl Shared {
+    /// Why the listener has no candidate. `None`: it has.
+    fn no_route(&self) -> Option<NoRoute> {
+        let published = self.routes.load();
+        match published.route(&self.name) {
+            Some(route) => route.candidates.as_ref().err().cloned(),
+            None => Some(NoRoute::Discovering),
+        }
+    }
+
+    fn draw(&self, client: IpAddr) -> Draw {
+        let ticket = self.choices.fetch_add(1, Ordering::Relaxed);
+        Draw { ticket, random: self.lots.hash_one(ticket), client: client.to_canonical() }
+    }
+}
+
+/// In the words of the core.
+fn policy(balance: Balance) -> Policy {
+    match balance {
+        Balance::RoundRobin => Policy::RoundRobin,
+        Balance::LeastConnections => Policy::LeastConnections,
+        Balance::Source => Policy::Source,
+        Balance::RandomTwo => Policy::RandomTwo,
+        Balance::First => Policy::First,
+    }
+}
+
+/// One listener. Dropping it stops accepting; sessions go on until [`Listener::drain`] or their own end.
+#[derive(Debug)]
+pub struct Listener {
+    shared: Arc<Shared>,
+    addresses: Vec<SocketAddr>,
+    bound: Vec<std::net::TcpListener>,
+    accepting: CancellationToken,
+    /// Ends the keeper of the hold queue, when nobody can be held any more.
+    keeping: CancellationToken,
+}
+
+impl Listener {
+    /// Binds all addresses, without accepting yet.
+    pub fn bind(settings: Settings, context: Context) -> Result<Self, ListenError> {
+        let mut bound = Vec::new();
+        let mut addresses = Vec::new();
+        for &address in &settings.listener.bind {
+            let socket = socket::listen(address).map_err(|source| ListenError { address, source })?;
+            addresses.push(socket.local_addr().map_err(|source| ListenError { address, source })?);
+            bound.push(socket);
+        }
+        let name = settings.listener.name.clone();
+        let shared = Shared {
+            holds: Holds::new(name.clone(), Arc::clone(&context.routes), settings.hold_limits()),
+            name,
+            cluster: settings.listener.cluster.clone(),
+            settings: ArcSwap::from_pointee(settings),
+            routes: context.routes,
+            sessions: context.sessions,
+            stats: context.stats,
+            reports: context.reports,
+            sources: Arc::default(),
+            reached: cancel::Reached::default(),
+            refusals: Arc::new(Semaphore::new(MAX_REFUSALS)),
+            choices: AtomicU64::new(0),
+            lots: RandomState::new(),
+            draining: CancellationToken::new(),
+            tracker: TaskTracker::new(),
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+            addresses,
+            bound,
+            accepting: CancellationToken::new(),
+            keeping: CancellationToken::new(),
+        })
+    }
+
+    /// Begins to accept. Within a tokio runtime; a second call does nothing.
+    pub fn start(&mut self) -> Result<(), ListenError> {
+        let bound = std::mem::take(&mut self.bound);
+        for (socket, &address) in bound.into_iter().zip(&self.addresses) {
+            let socket = TcpListener::from_std(socket).map_err(|source| ListenError { address, source })?;
+            let (shared, accepting) = (Arc::clone(&self.shared), self.accepting.clone());
+            self.shared.tracker.spawn(async move {
+                accepting.run_until_cancelled_owned(accept(&shared, socket, address)).await;
+            });
+        }
+        if !self.shared.tracker.is_closed() {
+            let (shared, keeping) = (Arc::clone(&self.shared), self.keeping.clone());
+            self.shared.tracker.spawn(async move {
+                keeping.run_until_cancelled_owned(shared.holds.keep()).await;
+            });
+            self.shared.tracker.close(); // `wait` may end once no task is left; spawning goes on
+        }
+        Ok(())
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &ListenerName {
+        &self.shared.name
+    }
+
+    /// Its counters.
+    pub fn stats(&self) -> &Arc<ListenerStats> {
+        &self.shared.stats
+    }
+
+    /// The addresses that it is bound to: with the port that the kernel chose, where 0 was asked for.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// The settings in force.
+    pub fn settings(&self) -> Arc<Settings> {
+        self.shared.settings.load_full()
+    }
+
+    /// New settings, in force for everybody who connects from now on; limits of the queue at once. Name,
+    /// cluster and addresses stay what they are.
+    pub fn reconfigure(&self, settings: Settings) {
+        self.shared.holds.set_limits(settings.hold_limits());
+        self.shared.settings.store(Arc::new(settings));
+    }
+
+    /// Whether it accepts: started, and not stopped.
+    pub fn is_accepting(&self) -> bool {
+        self.bound.is_empty() && !self.accepting.is_cancelled()
+    }
+
+    /// Closes the listening sockets. Sessions go on.
+    pub fn stop_accepting(&self) {
+        self.accepting.cancel();
+    }
+
+    /// Stops accepting, refuses who is held, waits for the sessions until the deadline, cuts the rest, and
+    /// returns how many were cut. Cancel-safe: calling it again goes on.
+    pub async fn drain(&self, deadline: Instant) -> usize {
+        self.stop_accepting();
+        self.shared.draining.cancel();
+        self.keeping.cancel();
+        self.shared.tracker.close();
+        if timeout_at(deadline, self.shared.tracker.wait()).await.is_ok() {
+            return 0;
+        }
+        let cut = self.cut(&CloseReason::Drained);
+        if timeout_at(Instant::now() + CUT_PATIENCE, self.shared.tracker.wait()).await.is_err() {
+            tracing::warn!(listener = %self.shared.name, "sessions have not ended in time after they were cut");
+        }
+        cut
+    }
+
+    /// Asks every session to end, and returns how many were asked.
+    pub fn cut(&self, reason: &CloseReason) -> usize {
+        let ours =
+            self.shared.sessions.list().into_iter().filter(|session| {
+                session.listener == self.shared.name && session.cluster == self.shared.cluster
+            });
+        ours.map(|session| session.kill(reason.clone())).count()
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.stop_accepting();
+    }
+}
+
+/// Every listener of the process.
+#[derive(Debug, Default)]
+pub struct Listeners(Vec<Listener>);
+
+impl Listeners {
+    /// Adds one.
+    pub fn add(&mut self, listener: Listener) {
+        self.0.push(listener);
+    }
+
+    /// Takes one out.
+    pub fn remove(&mut self, name: &ListenerName) -> Option<Listener> {
+        let index = self.0.iter().position(|listener| listener.name() == name)?;
+        Some(self.0.remove(index))
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> std::slice::Iter<'_, Listener> {
+        self.0.iter()
+    }
+
+    /// Drains all at once ([`Listener::drain`]), and returns how many sessions were cut.
+    pub async fn drain(&self, deadline: Instant) -> usize {
+        let mut cut = 0;
+        for listener in &self.0 {
+            listener.stop_accepting();
+            listener.shared.draining.cancel();
+        }
+        for listener in &self.0 {
+            cut += listener.drain(deadline).await;
+        }
+        cut
+    }
+}
+
+impl<'a> IntoIterator for &'a Listeners {
+    type Item = &'a Listener;
+    type IntoIter = std::slice::Iter<'a, Listener>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+/// The accept loop of one address. No error ends it.
+async fn accept(shared: &Arc<Shared>, socket: TcpListener, address: SocketAddr) -> std::convert::Infallible {
+    let mut backoff = None;
+    loop {
+        match socket.accept().await {
+            Ok((stream, client)) => {
+                backoff = None;
+                shared.stats.accepted.add(1);
+                accepted(shared, stream, client);
+            }
+            Err(error) => {
+                shared.stats.accept_errors.add(1);
+                if backoff.is_none() {
+                    tracing::warn!(listener = %shared.name, %address, "cannot accept a connection: {error}");
+                }
+                let pause =
+                    backoff.map_or(SHORTEST_BACKOFF, |pause: Duration| (pause * 2).min(LONGEST_BACKOFF));
+                backoff = Some(pause);
+                tokio::time::sleep(pause).await;
+            }
+        }
+    }
+}
+
+/// One connection: a session, or a refusal.
+fn accepted(shared: &Arc<Shared>, stream: TcpStream, client: SocketAddr) {
+    let settings = shared.settings.load();
+    // Either fails only when the client has gone already.
+    let local = TcpOptions::of(&settings.listener).apply(&stream).and_then(|()| stream.local_addr());
+    let Ok(local) = local else { return };
+    match admission::admit(&settings.listener, &shared.stats, &shared.sources, client.ip()) {
+        Ok(admitted) => {
+            let (cluster, name) = (shared.cluster.clone(), shared.name.clone());
+            let session = shared.sessions.enter(cluster, name, client, local);
+            let shared_with = Arc::clone(shared);
+            shared
+                .tracker
+                .spawn(async move { session::serve(&shared_with, stream, session, admitted).await });
+        }
+        Err(reason) => turn_away(shared, stream, client, &reason),
+    }
+}
+
+/// Refuses a connection at the door: in words while few are being refused, else in silence.
+fn turn_away(shared: &Arc<Shared>, stream: TcpStream, client: SocketAddr, reason: &CloseReason) {
+    shared.stats.closed(reason);
+    record::turned_away(shared.name.as_str(), client, reason);
+    if shared.settings.load().listener.refuse == Refuse::Close {
+        return;
+    }
+    let Ok(permit) = Arc::clone(&shared.refusals).try_acquire_owned() else { return };
+    let Some(response) = refuse::response(shared, reason, Duration::ZERO) else { return };
+    let draining = shared.draining.clone();
+    shared.tracker.spawn(async move {
+        let mut client = Client::new(stream);
+        draining.run_until_cancelled(refuse::explain(&mut client, None, &response)).await;
+        drop(permit);
+    });
+}

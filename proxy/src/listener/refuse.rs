@@ -1,0 +1,117 @@
+//! Telling a client why it is not served, so that the words arrive.
+//!
+//! libpq hides an error that answers an `SSLRequest`: encryption is refused first, and the error answers
+//! the `StartupMessage`. Then our side is shut down and the client's last bytes are read, because closing
+//! with unread input would send an RST that destroys the message.
+
+use std::time::Duration;
+
+use pointsman_core::close::CloseReason;
+use pointsman_core::error_response::{ErrorResponse, SqlState};
+use pointsman_core::route::NoRoute;
+use pointsman_core::startup::FirstMessage;
+
+use super::Shared;
+use super::client::{Client, ClientError};
+use crate::socket::{discard, shut_down_write};
+
+/// How long a client may take to come to its start-up message, and to take our answer.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How long we wait for the client to close after our answer.
+const LINGER: Duration = Duration::from_secs(1);
+/// How much of what it still sends we read meanwhile, in bytes.
+const LINGER_BYTES: usize = 64 * 1024;
+
+/// Explains, within bounds. `unanswered`: the message that the client waits on.
+pub(crate) async fn explain(client: &mut Client, unanswered: Option<FirstMessage>, response: &[u8]) {
+    let telling = async {
+        to_startup(client, unanswered).await?;
+        client.send(response).await
+    };
+    if let Ok(Ok(())) = tokio::time::timeout(PATIENCE, telling).await {
+        finish(client).await;
+    }
+}
+
+/// Answers nonsense: there is no message to wait for.
+pub(crate) async fn answer_nonsense(client: &Client, response: &[u8]) {
+    if let Ok(Ok(())) = tokio::time::timeout(PATIENCE, client.send(response)).await {
+        finish(client).await;
+    }
+}
+
+async fn finish(client: &Client) {
+    if shut_down_write(&client.stream).is_ok() {
+        discard(&client.stream, LINGER_BYTES, LINGER).await;
+    }
+}
+
+/// Goes on until the client waits for the answer to its `StartupMessage`.
+async fn to_startup(client: &mut Client, unanswered: Option<FirstMessage>) -> Result<(), ClientError> {
+    let mut next = unanswered;
+    loop {
+        let message = match next.take() {
+            Some(message) => message,
+            None => client.next_message().await?,
+        };
+        match message {
+            FirstMessage::Ssl | FirstMessage::Gss => client.send(b"N").await?,
+            FirstMessage::Startup(_) => return Ok(()),
+            // Nobody reads an error there.
+            FirstMessage::Cancel(_) | FirstMessage::DirectTls => return Err(ClientError::Closed),
+        }
+    }
+}
+
+/// The error for a client, as it goes onto the wire. `None`: this end is not told.
+pub(crate) fn response(shared: &Shared, reason: &CloseReason, held: Duration) -> Option<Vec<u8>> {
+    let sqlstate = match reason {
+        // libpq goes on to the next host of its list for this code, and only for this one.
+        CloseReason::Drained => SqlState::CANNOT_CONNECT_NOW,
+        other => other.sqlstate()?,
+    };
+    let (listener, cluster) = (&shared.name, &shared.cluster);
+    let waited = format!("Pointsman held the connection for {:.1} s.", held.as_secs_f64());
+    let settings = shared.settings.load();
+    let (message, detail, hint) = match reason {
+        CloseReason::HeldTooLong(why) => {
+            let cause = why.as_ref().map_or_else(
+                || "too many others wait for the same server".to_owned(),
+                |why: &NoRoute| why.to_string(),
+            );
+            (
+                format!(
+                    "no server of cluster \"{cluster}\" is available for listener \"{listener}\": {cause}"
+                ),
+                Some(waited),
+                why.as_ref().map(|why| why.hint().to_owned()),
+            )
+        }
+        CloseReason::DialFailed { .. } | CloseReason::ServerNotReady => (
+            format!("no server of cluster \"{cluster}\" is available for listener \"{listener}\": {reason}"),
+            Some(waited),
+            None,
+        ),
+        CloseReason::ListenerFull => (
+            format!("too many connections for listener \"{listener}\""),
+            Some(format!("The listener takes {} connections at once.", settings.listener.max_connections)),
+            None,
+        ),
+        CloseReason::SourceLimit => {
+            (format!("too many connections for listener \"{listener}\" from this address"), None, None)
+        }
+        CloseReason::QueueFull => (
+            format!("too many connections wait for a server of cluster \"{cluster}\""),
+            Some(format!(
+                "Listener \"{listener}\" holds {} connections at once.",
+                settings.listener.max_held
+            )),
+            shared.no_route().map(|no_route| no_route.hint().to_owned()),
+        ),
+        CloseReason::Drained => ("the load balancer is shutting down".to_owned(), None, None),
+        other => (other.to_string(), None, None),
+    };
+    let response =
+        ErrorResponse { sqlstate, message: &message, detail: detail.as_deref(), hint: hint.as_deref() };
+    Some(response.encode())
+}

@@ -1,0 +1,491 @@
+//! One client connection from its first byte to its last: one task each.
+//!
+//! first message → [grant → dial → ask, or hold] until a server has answered → relay → one line, counters.
+//!
+//! While nothing but start-up messages was sent, a failure of the server is invisible to the client: the
+//! next candidate is tried, and when none is left the session goes back to the queue, to its old place and
+//! with its old deadline. The client is watched all the time.
+//!
+//! Cancel-safety: dropping the future closes both sockets and gives every counted place back.
+
+use std::time::Duration;
+
+use pointsman_core::balance;
+use pointsman_core::close::{CloseReason, Peer};
+use pointsman_core::event::DialOutcome;
+use pointsman_core::hold::{Outcome, Ticket};
+use pointsman_core::route::Candidate;
+use pointsman_core::startup::{FirstMessage, StartupError, StartupMessage};
+use pointsman_core::view::MemberName;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
+
+use super::admission::Admitted;
+use super::client::{Client, ClientError};
+use super::holds::Entry;
+use super::link::{Answer, Grant, Link, Question};
+use super::record::{self, Tally};
+use super::{Settings, Shared, cancel, refuse};
+use crate::dial::DialError;
+use crate::relay::{self, End, Pair, Side, Watch};
+use crate::sessions::{Granted, Login, Phase, SessionGuard};
+use crate::socket::TcpOptions;
+use crate::stats::{Gauge, ListenerHeld, ServerSessions};
+
+/// The pauses of a session that comes back to the queue while the routes have not changed.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+
+/// Serves a client that was let in.
+pub(crate) async fn serve(shared: &Shared, stream: TcpStream, session: SessionGuard, admitted: Admitted) {
+    let settings = shared.settings.load_full();
+    let mut client = Client::new(stream);
+    let mut start = Start::new(shared, &settings, &session);
+    // In a box of its own: an established session does not carry the room that the start needs.
+    let started = Box::pin(start.run(&mut client)).await;
+    let (unanswered, tally) = (start.unanswered.take(), start.tally);
+    drop(start);
+    let reason = match started {
+        Ok(link) => established(shared, &settings, &session, client, link).await,
+        Err(reason) => {
+            session.set_phase(Phase::Closing);
+            Box::pin(refused(shared, &settings, client, unanswered, &reason, tally)).await;
+            reason
+        }
+    };
+    let quiet = matches!(reason, CloseReason::Closed(Peer::Client)) && session.granted().is_none();
+    shared.stats.closed(&reason);
+    record::write(&session, tally, &reason, settings.log_sessions, quiet);
+    drop(session);
+    drop(admitted);
+}
+
+/// Relays until the end, and tells what the end means.
+async fn established(
+    shared: &Shared,
+    settings: &Settings,
+    session: &SessionGuard,
+    client: Client,
+    link: Link,
+) -> CloseReason {
+    session.set_phase(Phase::Established);
+    let Link { stream: server, grant, received, .. } = link;
+    let (client, early) = client.into_parts();
+    let pair = Pair { client, server, to_server: early, to_client: received };
+    let watch = Watch {
+        session,
+        fence: &grant.fence,
+        listener: &shared.stats,
+        member: &grant.stats,
+        idle_timeout: settings.listener.idle_timeout,
+    };
+    let end = relay::relay(pair, &watch).await;
+    match &end {
+        End::Closed(Side::Server) | End::Broken(Side::Server, _) => {
+            shared.reports.server_closed(&grant.member);
+        }
+        End::Idle | End::Revoked(_) | End::Killed(_) => grant.stats.cut.add(1),
+        End::Closed(Side::Client) | End::Broken(Side::Client, _) => {}
+    }
+    reason_of(end)
+}
+
+fn reason_of(end: End) -> CloseReason {
+    let peer = |side| if side == Side::Client { Peer::Client } else { Peer::Server };
+    match end {
+        End::Closed(side) => CloseReason::Closed(peer(side)),
+        End::Broken(side, error) => broken(peer(side), &error),
+        End::Idle => CloseReason::IdleTimeout,
+        End::Revoked(reason) => CloseReason::Revoked(reason),
+        End::Killed(reason) => reason,
+    }
+}
+
+fn broken(peer: Peer, error: &std::io::Error) -> CloseReason {
+    use std::io::ErrorKind;
+    match error.kind() {
+        ErrorKind::ConnectionReset
+        | ErrorKind::BrokenPipe
+        | ErrorKind::ConnectionAborted
+        | ErrorKind::NotConnected => CloseReason::Reset(peer),
+        ErrorKind::TimedOut | ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => {
+            CloseReason::Lost(peer)
+        }
+        _ => CloseReason::WriteFailed(peer),
+    }
+}
+
+/// Tells the client why, where it can be told.
+async fn refused(
+    shared: &Shared,
+    settings: &Settings,
+    mut client: Client,
+    unanswered: Option<FirstMessage>,
+    reason: &CloseReason,
+    tally: Tally,
+) {
+    if settings.listener.refuse == pointsman_config::Refuse::Close {
+        return;
+    }
+    match reason {
+        // Who says nothing is not waiting for words either.
+        CloseReason::StartupTimeout => {}
+        CloseReason::BadStartup(_) => {
+            if let Some(response) = refuse::response(shared, reason, tally.held) {
+                refuse::answer_nonsense(&client, &response).await;
+            }
+        }
+        _ => {
+            if let Some(response) = refuse::response(shared, reason, tally.held) {
+                refuse::explain(&mut client, unanswered, &response).await;
+            }
+        }
+    }
+}
+
+/// A session until a server has taken it.
+struct Start<'a> {
+    shared: &'a Shared,
+    settings: &'a Settings,
+    session: &'a SessionGuard,
+    options: TcpOptions,
+    /// The message that the client waits on.
+    unanswered: Option<FirstMessage>,
+    /// A server that has refused encryption and waits for the next message.
+    link: Option<Link>,
+    /// The place in the queue, from the first permission to dial.
+    ticket: Option<Ticket>,
+    /// Tried since the last permission.
+    tried: Vec<MemberName>,
+    /// The table that was picked from.
+    generation: u64,
+    pause: Duration,
+    not_ready: bool,
+    dial_started: Instant,
+    tally: Tally,
+}
+
+impl<'a> Start<'a> {
+    fn new(shared: &'a Shared, settings: &'a Settings, session: &'a SessionGuard) -> Self {
+        Self {
+            shared,
+            settings,
+            session,
+            options: TcpOptions::of(&settings.listener),
+            unanswered: None,
+            link: None,
+            ticket: None,
+            tried: Vec::new(),
+            generation: 0,
+            pause: FIRST_PAUSE,
+            not_ready: false,
+            dial_started: Instant::now(),
+            tally: Tally::default(),
+        }
+    }
+
+    /// Until a server has answered something that is the client's business.
+    async fn run(&mut self, client: &mut Client) -> Result<Link, CloseReason> {
+        loop {
+            let message = self.next_message(client).await?;
+            if let FirstMessage::Cancel(request) = &message {
+                return Err(self.cancel(request.encode()).await);
+            }
+            if let FirstMessage::Startup(startup) = &message {
+                self.session.set_login(login(startup));
+            }
+            let question = Question::new(&message, client);
+            let direct_tls = message == FirstMessage::DirectTls;
+            self.unanswered = Some(message);
+            let (answer, link) = self.answered(client, &question).await?;
+            self.unanswered = None;
+            self.count(&link, Side::Server, question.bytes().len());
+            if direct_tls {
+                client.forget_early(question.bytes().len());
+            }
+            match answer {
+                Answer::Begun => return Ok(link),
+                Answer::Refused => self.pass_refusal(client, link).await?,
+            }
+        }
+    }
+
+    /// The client's next message. A server that waits for it with us may be lost meanwhile: never mind.
+    async fn next_message(&mut self, client: &mut Client) -> Result<FirstMessage, CloseReason> {
+        let deadline = Instant::now() + self.settings.listener.startup_timeout;
+        loop {
+            tokio::select! {
+                biased;
+                reason = self.session.killed() => return Err(reason),
+                message = timeout_at(deadline, client.next_message()) => {
+                    return match message {
+                        Ok(Ok(message)) => Ok(message),
+                        Ok(Err(error)) => Err(self.client_failed(client, error)),
+                        Err(_) => Err(CloseReason::StartupTimeout),
+                    };
+                }
+                () = lost(self.link.as_ref()) => self.link = None,
+            }
+        }
+    }
+
+    /// A server's answer to the question, from whichever server gives one.
+    async fn answered(
+        &mut self,
+        client: &mut Client,
+        question: &Question,
+    ) -> Result<(Answer, Link), CloseReason> {
+        let session = self.session;
+        let failed = tokio::select! {
+            biased;
+            reason = session.killed() => return Err(reason),
+            answer = self.ask_until_answered(question) => return answer,
+            error = client.gone() => error,
+        };
+        Err(self.client_failed(client, failed))
+    }
+
+    async fn ask_until_answered(&mut self, question: &Question) -> Result<(Answer, Link), CloseReason> {
+        let patience = self.settings.listener.connect_timeout;
+        loop {
+            let (mut link, deadline) = match self.link.take() {
+                Some(link) => {
+                    self.dial_started = Instant::now();
+                    (link, self.dial_started + patience)
+                }
+                None => self.connect().await?,
+            };
+            self.session.set_phase(Phase::Dialling);
+            match link.ask(question, deadline).await {
+                Ok(answer) => {
+                    self.served(&link);
+                    return Ok((answer, link));
+                }
+                Err(error) => self.failed(&link.grant, &error),
+            }
+        }
+    }
+
+    /// A connection to a server, and the deadline of its first byte.
+    async fn connect(&mut self) -> Result<(Link, Instant), CloseReason> {
+        if self.ticket.is_none() {
+            let entry = self.shared.holds.arrive(self.session.id, self.settings.listener.hold);
+            self.wait(entry).await?;
+        }
+        loop {
+            let Some(grant) = self.pick() else {
+                self.come_back().await?;
+                continue;
+            };
+            self.session.set_phase(Phase::Dialling);
+            self.tally.tries += 1;
+            self.dial_started = Instant::now();
+            let deadline = self.dial_started + self.settings.listener.connect_timeout;
+            match Link::dial(grant, self.options, deadline).await {
+                Ok(link) => return Ok((link, deadline)),
+                Err((grant, error)) => self.failed(&grant, &error),
+            }
+        }
+    }
+
+    /// Back to the queue: nobody of this table serves us.
+    async fn come_back(&mut self) -> Result<(), CloseReason> {
+        let Some(ticket) = self.ticket.take() else {
+            return Err(CloseReason::Internal("dialled without a ticket"));
+        };
+        let pause = if self.shared.routes.load().generation() == self.generation {
+            self.pause
+        } else {
+            self.pause = FIRST_PAUSE;
+            Duration::ZERO
+        };
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        let entry = self.shared.holds.come_back(self.session.id, ticket, pause);
+        self.wait(entry).await
+    }
+
+    /// Until we may dial.
+    async fn wait(&mut self, entry: Entry<'_>) -> Result<(), CloseReason> {
+        self.tried.clear();
+        let waiting = match entry {
+            Entry::Pass(ticket) => {
+                self.ticket = Some(ticket);
+                return Ok(());
+            }
+            Entry::Overflow => return Err(CloseReason::QueueFull),
+            Entry::Wait(waiting) => waiting,
+        };
+        self.session.set_phase(Phase::Held);
+        let _held = Gauge::enter(ListenerHeld(self.shared.stats.clone()));
+        if self.tally.held.is_zero() {
+            self.shared.stats.held_total.add(1);
+        }
+        let began = Instant::now();
+        let outcome = tokio::select! {
+            biased;
+            outcome = waiting.outcome() => outcome,
+            () = self.shared.draining.cancelled() => return Err(CloseReason::Drained),
+        };
+        let waited = began.elapsed();
+        self.tally.held += waited;
+        self.shared.stats.held_for.record(waited);
+        match outcome {
+            Some(Outcome::Release(ticket)) => {
+                self.ticket = Some(ticket);
+                Ok(())
+            }
+            Some(Outcome::Expire(_)) => Err(self.expired()),
+            None => Err(CloseReason::Internal("the hold queue is gone")),
+        }
+    }
+
+    /// Why the time was up.
+    fn expired(&self) -> CloseReason {
+        match self.shared.no_route() {
+            Some(no_route) => CloseReason::HeldTooLong(Some(no_route)),
+            None if self.not_ready => CloseReason::ServerNotReady,
+            None if self.tally.tries > 0 => CloseReason::DialFailed { tried: self.tally.tries },
+            None => CloseReason::HeldTooLong(None),
+        }
+    }
+
+    /// Chooses a member; everything about it is taken from one and the same published table.
+    fn pick(&mut self) -> Option<Grant> {
+        let published = self.shared.routes.load();
+        self.generation = published.generation();
+        let candidates = published.route(&self.shared.name)?.candidates.as_ref().ok()?;
+        let loaded: Vec<Loaded<'_>> = candidates
+            .iter()
+            .map(|candidate| Loaded {
+                candidate,
+                load: self.shared.stats.server(&candidate.member).sessions.get(),
+            })
+            .collect();
+        let draw = self.shared.draw(self.session.client.ip());
+        let policy = super::policy(self.settings.listener.balance);
+        let chosen = balance::pick(policy, &loaded, draw, |one| self.tried.contains(&one.candidate.member))?;
+        let candidate = loaded.get(chosen)?.candidate;
+        let stats = self.shared.stats.server(&candidate.member);
+        Some(Grant {
+            member: candidate.member.clone(),
+            role: candidate.role,
+            addresses: candidate.addresses.clone(),
+            fence: published.fence(candidate.term)?.clone(),
+            _load: Gauge::enter(ServerSessions(stats.clone())),
+            stats,
+        })
+    }
+
+    fn served(&mut self, link: &Link) {
+        let Link { grant, server, .. } = link;
+        self.tally.dialled = self.dial_started.elapsed();
+        if self.session.granted().is_none_or(|granted| granted.member != grant.member) {
+            grant.stats.dialled_in.record(self.tally.dialled);
+            grant.stats.sessions_total.add(1);
+        }
+        self.shared.reached.note(&grant.member, *server);
+        if !link.received.is_empty() {
+            self.shared.reports.dial(&grant.member, DialOutcome::Served);
+        }
+        let granted = Granted { member: grant.member.clone(), role: grant.role, server: *server };
+        self.session.set_granted(Some(granted));
+    }
+
+    fn failed(&mut self, grant: &Grant, error: &DialError) {
+        tracing::debug!(id = self.session.id.0, listener = %self.shared.name, member = %grant.member, "dial failed: {error}");
+        self.tried.push(grant.member.clone());
+        self.not_ready = matches!(error, DialError::NotReady(_));
+        if let Some(outcome) = error.outcome() {
+            self.shared.reports.dial(&grant.member, outcome);
+        }
+        if !matches!(error, DialError::Revoked) {
+            grant.stats.dial_errors.add(1);
+        }
+    }
+
+    /// The server speaks no encryption: the client may go on in the clear, and so may we.
+    async fn pass_refusal(&mut self, client: &Client, link: Link) -> Result<(), CloseReason> {
+        let deadline = Instant::now() + self.settings.listener.startup_timeout;
+        match timeout_at(deadline, client.send(&link.received)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(self.client_failed(client, error)),
+            Err(_) => return Err(CloseReason::StartupTimeout),
+        }
+        self.count(&link, Side::Client, link.received.len());
+        self.session.set_phase(Phase::Startup);
+        self.link = Some(link);
+        Ok(())
+    }
+
+    async fn cancel(&mut self, request: Vec<u8>) -> CloseReason {
+        self.session.set_phase(Phase::Cancelling);
+        self.link = None;
+        tokio::select! {
+            biased;
+            reason = self.session.killed() => reason,
+            // libpq waits for our close; who does not wait still wants the query cancelled.
+            () = cancel::broadcast(self.shared, request) => CloseReason::CancelDone,
+        }
+    }
+
+    fn count(&self, link: &Link, to: Side, bytes: usize) {
+        let watch = Watch {
+            session: self.session,
+            fence: &link.grant.fence,
+            listener: &self.shared.stats,
+            member: &link.grant.stats,
+            idle_timeout: None,
+        };
+        watch.count(to, bytes);
+    }
+
+    fn client_failed(&self, client: &Client, error: ClientError) -> CloseReason {
+        let left = self.session.phase() == Phase::Held;
+        match error {
+            ClientError::Closed | ClientError::Broken(_) if left => CloseReason::LeftWhileHeld,
+            ClientError::Closed => CloseReason::Closed(Peer::Client),
+            ClientError::Broken(error) => broken(Peer::Client, &error),
+            ClientError::Startup(error) => CloseReason::BadStartup(error),
+            ClientError::Flood => {
+                let length = u32::try_from(client.early().len()).unwrap_or(u32::MAX);
+                CloseReason::BadStartup(StartupError::TooLong { length })
+            }
+        }
+    }
+}
+
+/// Waits until the link is lost; for ever when there is none.
+async fn lost(link: Option<&Link>) {
+    match link {
+        Some(link) => link.lost().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn login(startup: &StartupMessage) -> Login {
+    Login {
+        user: startup.user().map(Into::into),
+        database: startup.database().map(Into::into),
+        application: startup.application_name().map(Into::into),
+    }
+}
+
+/// A candidate as balancing sees it.
+struct Loaded<'a> {
+    candidate: &'a Candidate,
+    load: u64,
+}
+
+impl balance::Candidate for Loaded<'_> {
+    fn key(&self) -> &str {
+        self.candidate.member.as_str()
+    }
+
+    fn weight(&self) -> u32 {
+        self.candidate.weight
+    }
+
+    fn load(&self) -> u32 {
+        u32::try_from(self.load).unwrap_or(u32::MAX)
+    }
+}

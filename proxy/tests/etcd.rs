@@ -1,0 +1,262 @@
+//! The etcd source against real etcd servers: killed, frozen, restarted, compacted, with users and with TLS.
+#![expect(clippy::unwrap_used, reason = "a test may fail")]
+
+mod support;
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use etcd_client::{Txn, TxnOp};
+use support::etcd::EtcdCluster;
+use support::source::Source;
+
+const MEMBER: &str =
+    r#"{"conn_url":"postgres://127.0.0.1:5432/postgres","state":"running","role":"primary"}"#;
+
+fn three() -> (EtcdCluster, Source) {
+    let etcd = EtcdCluster::start(3);
+    etcd.put(0, "leader", "n1");
+    etcd.put(0, "members/n1", MEMBER);
+    let source = Source::start(&format!("endpoints = [{}]", etcd.endpoints()));
+    (etcd, source)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_reads_and_then_watches() {
+    let (etcd, mut source) = three();
+    let view = source.leader("n1").await;
+    assert_eq!((view.members.len(), view.complaints.len()), (1, 0));
+    assert_eq!(source.stats.connected(), Some(etcd.endpoint(0).as_str()));
+    etcd.put(1, "leader", "n2");
+    let view = source.leader("n2").await;
+    assert_eq!(view.leader.unwrap().revision, view.revision);
+    etcd.put(2, "leader", "");
+    let view = source.view(|view| view.complaints.iter().any(|c| c.problem.contains("empty"))).await;
+    assert_eq!(view.leader.unwrap().member.as_str(), "n2", "nonsense takes nothing away");
+    etcd.ctl(1, &["del", "/service/demo/leader"]);
+    source.view(|view| view.leader.is_none()).await;
+    etcd.ctl(1, &["put", "/service/demo2/leader", "n9"]);
+    etcd.ctl(1, &["put", "/service/demo0", "n9"]);
+    assert!(source.stays_for(Duration::from_secs(3)).await >= 2, "it shows life every second");
+    assert_eq!((source.stats.reconnects(), source.stats.watch_restarts()), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_keys_than_a_page() {
+    let etcd = EtcdCluster::start(1);
+    let mut client = etcd_client::Client::connect([etcd.endpoint(0)], None).await.unwrap();
+    for batch in 0..13 {
+        let key = |number| format!("/service/demo/members/m{batch}-{number}");
+        let puts: Vec<_> = (0..100).map(|number| TxnOp::put(key(number), MEMBER, None)).collect();
+        client.txn(Txn::new().and_then(puts)).await.unwrap();
+    }
+    let mut source = Source::start(&format!("endpoints = [{}]", etcd.endpoints()));
+    let view = source.view(|_| true).await;
+    assert_eq!((view.members.len(), view.complaints.len()), (1300, 0));
+}
+
+/// The connected server dies: the next one is used, without the store being lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_and_restarted() {
+    let (mut etcd, mut source) = three();
+    source.leader("n1").await;
+    etcd.kill(0);
+    etcd.put(1, "leader", "n2");
+    source.leader("n2").await;
+    assert_eq!(source.stats.connected(), Some(etcd.endpoint(1).as_str()));
+    etcd.restart(0);
+    etcd.await_health();
+    etcd.put(0, "leader", "n3");
+    source.leader("n3").await;
+    assert_eq!(source.stats.connected(), Some(etcd.endpoint(1).as_str()), "what works is kept");
+    assert_eq!(source.stats.watch_restarts(), 1);
+}
+
+/// The connected server hangs: its connection stays open and says nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn frozen() {
+    let (etcd, mut source) = three();
+    source.leader("n1").await;
+    etcd.freeze(0);
+    let frozen = Instant::now();
+    etcd.await_health_of(1);
+    etcd.put(1, "leader", "n2");
+    source.leader("n2").await;
+    let took = frozen.elapsed();
+    println!("a frozen server was left after {took:?}");
+    assert!(took < Duration::from_secs(6), "{took:?}");
+    etcd.thaw(0);
+    source.stays_for(Duration::from_secs(1)).await;
+}
+
+/// All servers die and come back: the store is lost once, then alive.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_killed_and_restarted() {
+    let (mut etcd, mut source) = three();
+    source.leader("n1").await;
+    (0..3).for_each(|node| etcd.kill(node));
+    let error = source.lost().await;
+    assert!(error.starts_with("none of the 3 etcd endpoints works: http://127."), "{error}");
+    assert!(error.contains("connection"), "{error}");
+    (0..3).for_each(|node| etcd.restart(node));
+    let view = source.view(|_| true).await;
+    assert_eq!(view.leader.unwrap().member.as_str(), "n1");
+    etcd.await_health();
+    etcd.put(0, "leader", "n2");
+    source.leader("n2").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_frozen_and_thawed() {
+    let (etcd, mut source) = three();
+    source.leader("n1").await;
+    (0..3).for_each(|node| etcd.freeze(node));
+    let error = source.lost().await;
+    assert!(
+        error.contains("no answer") || error.contains("said nothing") || error.contains("no connection"),
+        "{error}"
+    );
+    (0..3).for_each(|node| etcd.thaw(node));
+    source.view(|_| true).await;
+    etcd.await_health();
+    etcd.put(0, "leader", "n2");
+    source.leader("n2").await;
+}
+
+/// A single endpoint that hangs is lost at the watch's deadline, and found again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_only_endpoint_frozen() {
+    let etcd = EtcdCluster::start(1);
+    etcd.put(0, "leader", "n1");
+    let mut source = Source::start(&format!("endpoints = [{}]", etcd.endpoints()));
+    source.leader("n1").await;
+    source.alive().await;
+    etcd.freeze(0);
+    let error = source.lost().await;
+    assert!(error.contains("the watch said nothing for 3 s"), "{error}");
+    etcd.thaw(0);
+    source.leader("n1").await;
+}
+
+/// Without a quorum the connected server still lives, but says that it has no leader.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn quorum_lost_and_found() {
+    let (mut etcd, mut source) = three();
+    source.leader("n1").await;
+    etcd.kill(1);
+    etcd.kill(2);
+    let error = source.lost().await;
+    assert!(error.contains("quorum"), "{error}");
+    etcd.restart(1);
+    source.leader("n1").await;
+}
+
+/// What happened while we were away is compacted: the full read does not need it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn compacted_while_away() {
+    let (etcd, mut source) = three();
+    let before = source.leader("n1").await.revision;
+    etcd.freeze(0);
+    etcd.await_health_of(1);
+    (0..20).for_each(|_| etcd.put(1, "status", r#"{"optime":1}"#));
+    etcd.put(1, "leader", "n2");
+    etcd.ctl(1, &["compact", &(before.0 + 15).to_string()]);
+    source.leader("n2").await;
+    etcd.thaw(0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_user_who_may_read_the_prefix_only() {
+    let etcd = EtcdCluster::start(1);
+    etcd.put(0, "leader", "n1");
+    for args in [
+        &["user", "add", "root:rootpw"][..],
+        &["user", "grant-role", "root", "root"],
+        &["role", "add", "reader"],
+        &["role", "grant-permission", "--prefix=true", "reader", "read", "/service/demo/"],
+        &["user", "add", "reader:secret"],
+        &["user", "grant-role", "reader", "reader"],
+        &["user", "add", "stranger:secret"],
+    ] {
+        etcd.ctl(0, args);
+    }
+    let password = etcd.dir().join("password");
+    fs::write(&password, "secret\n").unwrap();
+    let login = |user: &str| {
+        format!("endpoints = [{}], username = {user:?}, password_file = {:?}", etcd.endpoints(), password)
+    };
+    // Before authentication is enabled, credentials do no harm.
+    Source::start(&login("reader")).leader("n1").await;
+    etcd.ctl(0, &["auth", "enable"]);
+
+    let mut source = Source::start(&login("reader"));
+    source.leader("n1").await;
+    etcd.ctl(0, &["--user", "root:rootpw", "put", "/service/demo/leader", "n2"]);
+    source.leader("n2").await;
+
+    let error = Source::start(&login("stranger")).lost().await;
+    assert!(error.contains("may not read /service/demo/"), "{error}");
+    let error = Source::start(&format!("endpoints = [{}]", etcd.endpoints())).lost().await;
+    assert!(error.contains("wants a user and a password"), "{error}");
+
+    // A wrong password, which is corrected in its file while we try.
+    fs::write(&password, "wrong\n").unwrap();
+    let mut source = Source::start(&login("reader"));
+    let error = source.lost().await;
+    assert!(error.contains("authentication failed for user \"reader\""), "{error}");
+    assert!(!error.contains("wrong"), "a password was shown: {error}");
+    fs::write(&password, "secret").unwrap();
+    source.leader("n2").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mutual_tls() {
+    let etcd = EtcdCluster::start_tls(1);
+    etcd.put(0, "leader", "n1");
+    let certs = etcd.certs();
+    let with = |ca: &str, rest: &str| {
+        format!("endpoints = [{}], tls = {{ ca = {:?}{rest} }}", etcd.endpoints(), certs.path(ca))
+    };
+    let client = format!(", cert = {:?}, key = {:?}", certs.path("client.pem"), certs.path("client.key"));
+    let mut source = Source::start(&with("ca.pem", &client));
+    source.leader("n1").await;
+    etcd.put(0, "leader", "n2");
+    source.leader("n2").await;
+
+    let error = Source::start(&with("other-ca.pem", &client)).lost().await;
+    assert!(error.contains("not trusted here"), "{error}");
+    let error = Source::start(&with("ca.pem", "")).lost().await;
+    assert!(error.contains("client certificate"), "{error}");
+    let named = format!("{client}, server_name = \"elsewhere.example.com\"");
+    let error = Source::start(&with("ca.pem", &named)).lost().await;
+    assert!(error.contains("names another host"), "{error}");
+    Source::start(&with("ca.pem", &format!("{named}, verify = \"ca\""))).leader("n2").await;
+    Source::start(&with("other-ca.pem", &format!("{named}, verify = \"none\""))).leader("n2").await;
+
+    let clear = etcd.endpoints().replace("https", "http");
+    let error = Source::start(&format!("endpoints = [{clear}]")).lost().await;
+    assert!(error.contains("connection broke") || error.contains("closed"), "{error}");
+}
+
+/// From the write to the event, over a real watch.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn latency_from_put_to_view() {
+    let (etcd, mut source) = three();
+    source.leader("n1").await;
+    let mut client = etcd_client::Client::connect([etcd.endpoint(1)], None).await.unwrap();
+    let (mut whole, mut after) = (Vec::new(), Vec::new());
+    for round in 0..200 {
+        let name = format!("r{round}");
+        let start = Instant::now();
+        client.put("/service/demo/leader", name.as_str(), None).await.unwrap();
+        let written = Instant::now();
+        source.leader(&name).await;
+        whole.push(start.elapsed());
+        after.push(written.elapsed());
+    }
+    whole.sort();
+    after.sort();
+    println!("put begun -> view: median {:?}, 99 % {:?}", whole[100], whole[198]);
+    println!("put acknowledged -> view: median {:?}, 99 % {:?}", after[100], after[198]);
+    assert!(after[100] < Duration::from_millis(50), "{:?}", after[100]);
+}

@@ -1,0 +1,97 @@
+//! A discovery source under observation.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pointsman::clock::Clock;
+use pointsman::discovery::{self, SourceStats};
+use pointsman_config::{Cluster, Config};
+use pointsman_core::event::{Event, StoreCondition};
+use pointsman_core::view::ClusterView;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
+
+use super::etcd::SOON;
+
+pub(crate) struct Source {
+    events: mpsc::Receiver<Event>,
+    pub(crate) stats: Arc<SourceStats>,
+    _task: JoinSet<()>,
+}
+
+/// The cluster `demo` of a configuration with this discovery.
+pub(crate) fn cluster(discovery: &str) -> Cluster {
+    let text = format!(
+        "[clusters.demo]\ndiscovery = {{ etcd = {{ {discovery} }} }}\n[[listeners]]\nbind = \"127.0.0.1:5000\"\ntarget = \"primary\"\n"
+    );
+    let config = Config::parse(&text, "test.toml", Path::new("/")).unwrap_or_else(|wrong| panic!("{wrong}"));
+    config.clusters.into_iter().next().unwrap()
+}
+
+impl Source {
+    pub(crate) fn start(discovery: &str) -> Self {
+        let cluster = cluster(discovery);
+        let stats = Arc::new(SourceStats::new(&cluster, Clock::start()));
+        let (sender, events) = mpsc::channel(64);
+        let mut task = JoinSet::new();
+        let shared = Arc::clone(&stats);
+        task.spawn(async move {
+            discovery::run(&cluster, &shared, sender).await;
+        });
+        Self { events, stats, _task: task }
+    }
+
+    async fn next_by(&mut self, deadline: Instant) -> Event {
+        let event = timeout_at(deadline, self.events.recv()).await;
+        event.expect("an event comes in time").expect("the source lives")
+    }
+
+    /// The first view that satisfies a condition, from now on.
+    pub(crate) async fn view(&mut self, wanted: impl Fn(&ClusterView) -> bool) -> ClusterView {
+        let deadline = Instant::now() + SOON;
+        loop {
+            if let Event::View(view) = self.next_by(deadline).await {
+                if wanted(&view) {
+                    return *view;
+                }
+            }
+        }
+    }
+
+    /// Waits until the leader key names this member.
+    pub(crate) async fn leader(&mut self, name: &str) -> ClusterView {
+        self.view(|view| view.leader.as_ref().is_some_and(|leader| leader.member.as_str() == name)).await
+    }
+
+    /// Waits for a sign of life of an established watch.
+    pub(crate) async fn alive(&mut self) {
+        let deadline = Instant::now() + SOON;
+        while self.next_by(deadline).await != Event::Store(StoreCondition::Alive) {}
+    }
+
+    /// Waits until the source says that the store is lost, and why.
+    pub(crate) async fn lost(&mut self) -> String {
+        let deadline = Instant::now() + SOON;
+        loop {
+            if let Event::Store(StoreCondition::Lost { error }) = self.next_by(deadline).await {
+                return error;
+            }
+        }
+    }
+
+    /// Fails if the store is said to be lost within this time; returns how many signs of life came.
+    pub(crate) async fn stays_for(&mut self, time: Duration) -> usize {
+        let end = Instant::now() + time;
+        let mut alive = 0;
+        while let Ok(event) = timeout_at(end, self.events.recv()).await {
+            match event.expect("the source lives") {
+                Event::Store(StoreCondition::Lost { error }) => panic!("lost: {error}"),
+                Event::Store(StoreCondition::Alive) | Event::View(_) => alive += 1,
+                other => panic!("a source does not send {other:?}"),
+            }
+        }
+        alive
+    }
+}

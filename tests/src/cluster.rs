@@ -1,0 +1,333 @@
+//! A whole cluster: etcd, and members with streaming replication.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use hyper::Method;
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use crate::addresses::Addresses;
+use crate::etcd::Etcd;
+use crate::http;
+use crate::member::{Member, MemberOptions};
+use crate::site::Site;
+use crate::wait;
+
+/// Patroni's scope: the cluster's name.
+pub const SCOPE: &str = "main";
+/// Patroni's namespace: where the scope is kept in etcd.
+pub const NAMESPACE: &str = "/service/";
+
+const BOOTSTRAP_DEADLINE: Duration = Duration::from_secs(60);
+const READY_DEADLINE: Duration = Duration::from_secs(90);
+
+/// One cluster at a time in a process: several would take each other's time and falsify what is measured.
+static TURN: Semaphore = Semaphore::const_new(1);
+
+/// How a cluster is made. The defaults suit tests: Patroni as quick as it can be, no fsync.
+#[derive(Debug, Clone)]
+pub struct ClusterOptions {
+    /// Number of members; their names are `pg1`, `pg2`, …
+    pub members: u8,
+    /// Number of etcd nodes: 1 to 3.
+    pub etcd_nodes: u8,
+    /// Patroni's `ttl`: how long a leader that has vanished keeps its key. Patroni 4 refuses less than 20 s.
+    pub ttl: Duration,
+    /// Patroni's `loop_wait`.
+    pub loop_wait: Duration,
+    /// Patroni's `retry_timeout`.
+    pub retry_timeout: Duration,
+    /// Patroni's `synchronous_mode`: `false`, `true` or `"quorum"`.
+    pub synchronous_mode: Value,
+    /// Patroni's `failsafe_mode`.
+    pub failsafe_mode: bool,
+    /// PostgreSQL's `fsync`.
+    pub fsync: bool,
+    /// What is special about the first, second, … member.
+    pub member_options: Vec<MemberOptions>,
+    /// Told what happens while the cluster starts.
+    pub progress: fn(&str),
+}
+
+impl Default for ClusterOptions {
+    fn default() -> Self {
+        Self {
+            members: 3,
+            etcd_nodes: 1,
+            ttl: Duration::from_secs(20),
+            loop_wait: Duration::from_secs(3),
+            retry_timeout: Duration::from_secs(5),
+            synchronous_mode: json!(false),
+            failsafe_mode: false,
+            fsync: false,
+            member_options: Vec::new(),
+            progress: |_| {},
+        }
+    }
+}
+
+impl ClusterOptions {
+    /// Patroni's dynamic configuration, which the first member writes to etcd.
+    pub(crate) fn dynamic_configuration(&self) -> Value {
+        json!({
+            "ttl": self.ttl.as_secs(),
+            "loop_wait": self.loop_wait.as_secs(),
+            "retry_timeout": self.retry_timeout.as_secs(),
+            "synchronous_mode": self.synchronous_mode,
+            "failsafe_mode": self.failsafe_mode,
+            "postgresql": {
+                "use_pg_rewind": true,
+                "parameters": { "max_connections": 500 },
+            },
+        })
+    }
+}
+
+/// A running cluster. Dropping it ends it and leaves nothing behind.
+#[derive(Debug)]
+pub struct Cluster {
+    /// etcd.
+    pub etcd: Etcd,
+    members: Vec<Member>,
+    /// Directory and addresses. After the servers: it ends what they leave.
+    pub site: Site,
+    _turn: SemaphorePermit<'static>,
+}
+
+impl Cluster {
+    /// Starts a cluster on addresses of its own and waits until all of it is ready.
+    pub async fn start(options: &ClusterOptions) -> Result<Self> {
+        let turn = TURN.acquire().await?;
+        Self::build(Site::new(Addresses::reserve()?)?, turn, options).await
+    }
+
+    /// Starts a cluster in `site` and waits until all of it is ready.
+    pub async fn start_in(site: Site, options: &ClusterOptions) -> Result<Self> {
+        let turn = TURN.acquire().await?;
+        Self::build(site, turn, options).await
+    }
+
+    async fn build(site: Site, turn: SemaphorePermit<'static>, options: &ClusterOptions) -> Result<Self> {
+        (options.progress)("starting etcd");
+        let etcd = Etcd::start(&site, options.etcd_nodes).await?;
+        let mut cluster = Self { etcd, members: Vec::new(), site, _turn: turn };
+        cluster.write_patronictl_configuration()?;
+        (options.progress)("making the first member, pg1");
+        cluster.add_member(0, options)?;
+        cluster.wait_bootstrapped().await?;
+        for index in 1..options.members {
+            cluster.add_member(index, options)?;
+        }
+        (options.progress)("copying it to the other members, waiting for them to stream");
+        cluster.wait_ready().await?;
+        Ok(cluster)
+    }
+
+    fn add_member(&mut self, index: u8, options: &ClusterOptions) -> Result<()> {
+        let special = options.member_options.get(usize::from(index)).cloned().unwrap_or_default();
+        let member = Member::start(&self.site, index, &self.etcd.addresses(), options, &special)?;
+        self.members.push(member);
+        Ok(())
+    }
+
+    /// The first member alone: the others can copy it as soon as it is primary.
+    async fn wait_bootstrapped(&mut self) -> Result<()> {
+        let etcd = &self.etcd;
+        let member = self.members.first_mut().context("a cluster has a member")?;
+        let ready = wait::until("the first member to become primary", BOOTSTRAP_DEADLINE, async || {
+            member.check_running()?;
+            leader_key(etcd).await?;
+            member.status().await?.check_primary()
+        });
+        ready.await.with_context(|| member.server().tail())
+    }
+
+    /// Waits until one member is leader and writable and every other one streams on its timeline.
+    pub async fn wait_ready(&self) -> Result<()> {
+        let ready = wait::until("every member to run and stream", READY_DEADLINE, async || {
+            let leader = self.leader().await?;
+            let status = self.member(&leader)?.status().await?;
+            status.check_primary()?;
+            for member in self.members.iter().filter(|member| member.name() != leader) {
+                member.status().await?.check_replica_of(&status)?;
+            }
+            Ok(())
+        });
+        ready.await.with_context(|| self.tails())
+    }
+
+    /// Who holds the leader key; an error when nobody does.
+    pub async fn leader(&self) -> Result<String> {
+        leader_key(&self.etcd).await
+    }
+
+    /// Waits until `name` holds the leader key and is writable.
+    pub async fn wait_leader(&self, name: &str, deadline: Duration) -> Result<()> {
+        let member = self.member(name)?;
+        let led = wait::until(format!("{name} to lead"), deadline, async || {
+            let leader = self.leader().await?;
+            ensure!(leader == name, "{leader} leads");
+            member.status().await?.check_primary()
+        });
+        led.await.with_context(|| self.tails())
+    }
+
+    /// Waits until anybody but `name` leads and is writable; answers who.
+    pub async fn wait_other_leader(&self, name: &str, deadline: Duration) -> Result<String> {
+        let led = wait::until(format!("another member than {name} to lead"), deadline, async || {
+            let leader = self.leader().await?;
+            ensure!(leader != name, "{name} still leads");
+            self.member(&leader)?.status().await?.check_primary()?;
+            Ok(leader)
+        });
+        led.await.with_context(|| self.tails())
+    }
+
+    /// All members, in the order of their names.
+    pub fn members(&self) -> &[Member] {
+        &self.members
+    }
+
+    /// The member called `name`.
+    pub fn member(&self, name: &str) -> Result<&Member> {
+        self.members
+            .iter()
+            .find(|member| member.name() == name)
+            .with_context(|| format!("there is no member {name}"))
+    }
+
+    /// The member called `name`, to kill or restart it.
+    pub fn member_mut(&mut self, name: &str) -> Result<&mut Member> {
+        let found = self.members.iter_mut().find(|member| member.name() == name);
+        found.with_context(|| format!("there is no member {name}"))
+    }
+
+    /// The first member that is not the leader.
+    pub async fn a_replica(&self) -> Result<String> {
+        let leader = self.leader().await?;
+        let replica = self.members.iter().find(|member| member.name() != leader);
+        Ok(replica.context("there is no replica")?.name().to_owned())
+    }
+
+    /// A planned switchover to `candidate` through Patroni's REST API; returns when Patroni says that it is done.
+    pub async fn switchover(&self, candidate: &str) -> Result<()> {
+        let leader = self.leader().await?;
+        let body = json!({ "leader": leader, "candidate": candidate });
+        let answer =
+            http::send_slow(self.member(&leader)?.rest(), Method::POST, "/switchover", &body).await?;
+        let done = answer.status == 200;
+        ensure!(done, "switchover to {candidate}: {} {}\n{}", answer.status, answer.body, self.tails());
+        Ok(())
+    }
+
+    /// Kills Patroni and PostgreSQL of `name`, and waits until they are gone.
+    pub async fn kill_member(&mut self, name: &str) -> Result<()> {
+        self.member_mut(name)?.kill().await
+    }
+
+    /// Starts a killed member again, on its old data.
+    pub async fn restart_member(&mut self, name: &str) -> Result<()> {
+        let member = self.members.iter_mut().find(|member| member.name() == name);
+        member.with_context(|| format!("there is no member {name}"))?.restart(&self.site).await
+    }
+
+    /// Stops Patroni and PostgreSQL of `name` in their tracks.
+    pub fn freeze_member(&self, name: &str) -> Result<()> {
+        self.member(name)?.freeze()
+    }
+
+    /// Lets a frozen member go on.
+    pub fn thaw_member(&self, name: &str) -> Result<()> {
+        self.member(name)?.thaw()
+    }
+
+    /// A fast shutdown of PostgreSQL alone; Patroni starts it again, unless the cluster is paused.
+    pub fn stop_postgres(&self, name: &str) -> Result<()> {
+        self.member(name)?.signal_postmaster(Signal::INT)
+    }
+
+    /// A crash of PostgreSQL alone; Patroni starts it again, unless the cluster is paused.
+    pub fn crash_postgres(&self, name: &str) -> Result<()> {
+        self.member(name)?.signal_postmaster(Signal::KILL)
+    }
+
+    /// Kills node `index` of etcd, starts it again on its data, and does not wait: alone it may have no quorum.
+    pub async fn restart_etcd(&mut self, index: usize) -> Result<()> {
+        self.etcd.restart(&self.site, index).await
+    }
+
+    /// Changes Patroni's dynamic configuration, as `patronictl edit-config` does.
+    pub async fn configure(&self, patch: &Value) -> Result<()> {
+        let leader = self.leader().await?;
+        let answer = http::send(self.member(&leader)?.rest(), Method::PATCH, "/config", patch).await?;
+        ensure!(answer.status == 200, "config {patch}: {} {}", answer.status, answer.body);
+        Ok(())
+    }
+
+    /// Patroni leaves the cluster alone from now on; waits until every member knows.
+    pub async fn pause(&self) -> Result<()> {
+        self.set_pause(true).await
+    }
+
+    /// Ends [`Cluster::pause`].
+    pub async fn resume(&self) -> Result<()> {
+        self.set_pause(false).await
+    }
+
+    async fn set_pause(&self, pause: bool) -> Result<()> {
+        self.configure(&json!({ "pause": pause })).await?;
+        let known = wait::until("every member to see the pause", Duration::from_secs(30), async || {
+            for member in &self.members {
+                ensure!(member.status().await?.is_paused() == pause, "{} does not", member.name());
+            }
+            Ok(())
+        });
+        known.await.with_context(|| self.tails())
+    }
+
+    /// Writes `value` to the key `name` of this cluster (`leader`, `members/pg1`, …).
+    pub async fn put_key(&self, name: &str, value: &str) -> Result<()> {
+        self.etcd.put(&format!("{NAMESPACE}{SCOPE}/{name}"), value).await
+    }
+
+    /// The address of PostgreSQL of the present leader.
+    pub async fn leader_address(&self) -> Result<SocketAddr> {
+        Ok(self.member(&self.leader().await?)?.postgres())
+    }
+
+    /// What `patronictl -c` wants.
+    pub fn patronictl_configuration(&self) -> PathBuf {
+        self.site.directory().join("patronictl.yml")
+    }
+
+    fn write_patronictl_configuration(&self) -> Result<()> {
+        let hosts: Vec<String> = self.etcd.addresses().iter().map(SocketAddr::to_string).collect();
+        let text = json!({ "scope": SCOPE, "namespace": NAMESPACE, "etcd3": { "hosts": hosts } }).to_string();
+        Ok(std::fs::write(self.patronictl_configuration(), text)?)
+    }
+
+    /// The ends of all logs, for error messages.
+    pub fn tails(&self) -> String {
+        let tails: Vec<String> = self.members.iter().map(|member| member.server().tail()).collect();
+        tails.join("\n")
+    }
+
+    /// An error when one of the members' Patroni has ended.
+    pub fn check_running(&mut self) -> Result<()> {
+        for member in &mut self.members {
+            if let Err(error) = member.check_running() {
+                bail!("{error}\n{}", member.server().tail());
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn leader_key(etcd: &Etcd) -> Result<String> {
+    let key = etcd.get(&format!("{NAMESPACE}{SCOPE}/leader")).await?;
+    key.ok_or_else(|| anyhow!("nobody holds the leader key"))
+}

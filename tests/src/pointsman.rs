@@ -1,0 +1,170 @@
+//! The proxy as a process: its configuration, its start, its end.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::process::Signal;
+use tokio::process::Command;
+use tokio::sync::OnceCell;
+
+use crate::cluster::{Cluster, SCOPE};
+use crate::process::{RunAs, Server};
+use crate::site::Site;
+use crate::{http, sql, tools, wait};
+
+const PRIMARY_PORT: u16 = 5000;
+const REPLICAS_PORT: u16 = 5001;
+const ADMIN_PORT: u16 = 7000;
+const READY_DEADLINE: Duration = Duration::from_secs(20);
+
+/// A running `pointsman`. Dropping it kills it; [`Pointsman::stop`] lets it drain.
+#[derive(Debug)]
+pub struct Pointsman {
+    address: Ipv4Addr,
+    server: Server,
+}
+
+impl Pointsman {
+    /// Starts load balancer `index` (0, 1, …) of `cluster`, on 5000, 5001 and 7000 of its own address, and waits until
+    /// its `/ready` says 200.
+    pub async fn start(cluster: &Cluster, index: u8) -> Result<Self> {
+        let address = cluster.site.addresses.balancer(index);
+        let text = configuration(address, &cluster.etcd.endpoints());
+        Self::start_with(&cluster.site, index, &text).await
+    }
+
+    /// Starts load balancer `index` with a configuration of the test's own. Its `[admin]` must be bound to port 7000 of
+    /// the balancer's address.
+    pub async fn start_with(site: &Site, index: u8, configuration: &str) -> Result<Self> {
+        let program = program().await?;
+        let name = format!("pointsman{}", index + 1);
+        let directory = site.directory().join(&name);
+        // Runs as we do, so the directory stays ours. It exists when the balancer is started again.
+        if !directory.is_dir() {
+            std::fs::create_dir(&directory)?;
+        }
+        std::fs::write(directory.join("pointsman.toml"), configuration)?;
+        let server =
+            Server::start(site, RunAs::Caller, &directory, &program, ["run", "--config", "pointsman.toml"])?;
+        let mut pointsman = Self { address: site.addresses.balancer(index), server };
+        pointsman.wait_ready().await?;
+        Ok(pointsman)
+    }
+
+    async fn wait_ready(&mut self) -> Result<()> {
+        let admin = self.admin();
+        let server = &mut self.server;
+        let ready = wait::until(format!("{} to be ready", server.name()), READY_DEADLINE, async || {
+            server.check_running()?;
+            let answer = http::get(admin, "/ready").await?;
+            ensure!(answer.status == 200, "/ready: {} {}", answer.status, answer.body);
+            Ok(())
+        });
+        ready.await.with_context(|| self.server.tail())
+    }
+
+    /// The write port.
+    pub fn primary(&self) -> SocketAddr {
+        SocketAddr::from((self.address, PRIMARY_PORT))
+    }
+
+    /// The read port.
+    pub fn replicas(&self) -> SocketAddr {
+        SocketAddr::from((self.address, REPLICAS_PORT))
+    }
+
+    /// Dashboard, metrics, health answers.
+    pub fn admin(&self) -> SocketAddr {
+        SocketAddr::from((self.address, ADMIN_PORT))
+    }
+
+    /// A libpq connection string for the write port.
+    pub fn primary_conninfo(&self) -> String {
+        sql::conninfo(self.primary())
+    }
+
+    /// A libpq connection string for the read port.
+    pub fn replicas_conninfo(&self) -> String {
+        sql::conninfo(self.replicas())
+    }
+
+    /// The process and its log.
+    pub fn server(&self) -> &Server {
+        &self.server
+    }
+
+    /// An error, with the end of its log, when it has ended.
+    pub fn check_running(&mut self) -> Result<()> {
+        self.server.check_running().with_context(|| self.server.tail())
+    }
+
+    /// Sends a signal: HUP to read the configuration again, TERM to drain, …
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        self.server.signal(signal)
+    }
+
+    /// SIGTERM, then waits until it has drained and ended; answers its exit code.
+    pub async fn stop(mut self, deadline: Duration) -> Result<i32> {
+        self.server.signal(Signal::TERM)?;
+        self.server.ended(deadline).await
+    }
+}
+
+/// The shortest useful configuration, for one cluster in etcd.
+pub fn configuration(address: Ipv4Addr, endpoints: &[String]) -> String {
+    format!(
+        r#"[clusters.{SCOPE}]
+discovery = {{ etcd = {{ endpoints = {endpoints:?} }} }}
+
+[[listeners]]
+bind = "{address}:{PRIMARY_PORT}"
+target = "primary"
+
+[[listeners]]
+bind = "{address}:{REPLICAS_PORT}"
+target = "replicas"
+
+[admin]
+bind = "{address}:{ADMIN_PORT}"
+socket = "admin.sock"
+"#
+    )
+}
+
+/// The proxy's program: `POINTSMAN_BIN`, or the one beside this program. Under `cargo test` it is built first, so that
+/// no stale one is tested.
+pub async fn program() -> Result<PathBuf> {
+    static PROGRAM: OnceCell<PathBuf> = OnceCell::const_new();
+    PROGRAM.get_or_try_init(find_program).await.cloned()
+}
+
+async fn find_program() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("POINTSMAN_BIN") {
+        let path = PathBuf::from(path);
+        ensure!(path.is_file(), "POINTSMAN_BIN names no file: {}", path.display());
+        return Ok(path.canonicalize()?);
+    }
+    if let Some(cargo) = std::env::var_os("CARGO") {
+        build(&cargo).await?;
+    }
+    let own = std::env::current_exe()?;
+    let beside = own.ancestors().skip(1).take(2).map(|directory| directory.join("pointsman"));
+    beside.into_iter().find(|path| path.is_file()).context(
+        "there is no `pointsman` beside this program: run cargo build -p pointsman, or set POINTSMAN_BIN",
+    )
+}
+
+async fn build(cargo: &std::ffi::OsStr) -> Result<()> {
+    let mut command = Command::new(cargo);
+    command.args(["build", "--quiet", "--package", "pointsman", "--bin", "pointsman"]);
+    if !cfg!(debug_assertions) {
+        command.arg("--release");
+    }
+    command.current_dir(tools::repository()).stdin(Stdio::null()).kill_on_drop(true);
+    let status = tokio::time::timeout(Duration::from_secs(900), command.status()).await??;
+    ensure!(status.success(), "cargo build -p pointsman failed");
+    Ok(())
+}

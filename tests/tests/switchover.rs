@@ -1,0 +1,55 @@
+//! A planned switchover, seen by clients that connect every 10 ms: through Pointsman, and beside it through HAProxy with
+//! the checks that Patroni recommends, and with quick ones.
+//!
+//! `RUNS` in the environment: how many switchovers (default 5).
+
+use anyhow::{Result, ensure};
+use pointsman_tests::stopwatch::{self, Verdict};
+use pointsman_tests::{Cluster, ClusterOptions, HaProxy, HaProxyChecks, Pointsman};
+
+/// The most that our share may be, at the median.
+const SHARE_LIMIT_MS: f64 = 50.0;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_of_the_write_port_lose_nothing_in_a_planned_switchover() -> Result<()> {
+    let runs: usize = std::env::var("RUNS").map_or(Ok(5), |runs| runs.parse())?;
+    let cluster = Cluster::start(&ClusterOptions::default()).await?;
+    stopwatch::prepare(&cluster).await?;
+    let pointsman = Pointsman::start(&cluster, 0).await?;
+    let recommended = HaProxy::start(&cluster, HaProxyChecks::Recommended).await?;
+    let tuned = HaProxy::start(&cluster, HaProxyChecks::Tuned).await?;
+    let ports = [
+        ("pointsman", pointsman.primary()),
+        ("HAProxy, recommended", recommended.primary()),
+        ("HAProxy, 100 ms checks", tuned.primary()),
+    ];
+
+    let mut ours: Vec<Verdict> = Vec::new();
+    for run in 1..=runs {
+        cluster.wait_ready().await?;
+        recommended.wait_settled().await?;
+        tuned.wait_settled().await?;
+        let candidate = cluster.a_replica().await?;
+        let measured = stopwatch::measure_switchover(&cluster, &ports, &candidate).await?;
+        println!("switchover {run} of {runs}, {} to {}:", measured.old, measured.new);
+        for verdict in &measured.verdicts {
+            println!("  {verdict}");
+        }
+        ours.extend(measured.verdicts.into_iter().next());
+    }
+
+    for verdict in &ours {
+        ensure!(
+            verdict.failed == 0,
+            "connections failed: {:?}\n{}",
+            verdict.errors,
+            pointsman.server().tail()
+        );
+        ensure!(verdict.wrong_role == 0, "connections reached a server in recovery: {verdict}");
+    }
+    let shares: Vec<f64> = ours.iter().map(|verdict| verdict.share_ms).collect();
+    let median = stopwatch::median(&shares)?;
+    println!("our share, median of {runs}: {median:.1} ms");
+    ensure!(median < SHARE_LIMIT_MS, "our share is {median:.1} ms, the limit {SHARE_LIMIT_MS} ms");
+    Ok(())
+}
