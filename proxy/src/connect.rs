@@ -54,11 +54,7 @@ impl Remembering {
 }
 
 impl AsyncRead for Remembering {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let outcome = Pin::new(&mut self.connection).poll_read(cx, buf);
         self.remember(outcome)
     }
@@ -115,9 +111,7 @@ pub(crate) fn explain(error: &io::Error) -> String {
     }
     match error.kind() {
         io::ErrorKind::ConnectionRefused => "connection refused: nothing listens there".to_owned(),
-        io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof => {
-            "the connection was closed".to_owned()
-        }
+        io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof => "the connection was closed".to_owned(),
         _ => error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}")),
     }
 }

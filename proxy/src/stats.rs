@@ -164,9 +164,7 @@ pub struct ServerStats {
 impl ListenerStats {
     /// The counters of a member, made at the first use.
     pub fn server(&self, member: &MemberName) -> Arc<ServerStats> {
-        if let Some(stats) =
-            self.servers.read().unwrap_or_else(std::sync::PoisonError::into_inner).get(member)
-        {
+        if let Some(stats) = self.servers.read().unwrap_or_else(std::sync::PoisonError::into_inner).get(member) {
             return Arc::clone(stats);
         }
         let mut servers = self.servers.write().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -182,9 +180,7 @@ impl ListenerStats {
     /// Counts the end of a connection.
     pub fn closed(&self, reason: &CloseReason) {
         let label = reason.label();
-        if let Some(counter) =
-            self.closes.read().unwrap_or_else(std::sync::PoisonError::into_inner).get(label)
-        {
+        if let Some(counter) = self.closes.read().unwrap_or_else(std::sync::PoisonError::into_inner).get(label) {
             counter.add(1);
             return;
         }

@@ -78,9 +78,9 @@ pub fn client_config(tls: Option<&ClientTls>, alpn: &[&[u8]]) -> Result<ClientCo
         .with_custom_certificate_verifier(verifier(tls, provider)?);
     let mut config = match tls.and_then(|tls| tls.cert_key.as_ref()) {
         None => builder.with_no_client_auth(),
-        Some((cert, key)) => builder
-            .with_client_auth_cert(certificates(cert)?, private_key(key)?)
-            .map_err(|error| TlsError::CertKey { cert: cert.clone(), key: key.clone(), error })?,
+        Some((cert, key)) => builder.with_client_auth_cert(certificates(cert)?, private_key(key)?).map_err(
+            |error| TlsError::CertKey { cert: cert.clone(), key: key.clone(), error },
+        )?,
     };
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     Ok(config)

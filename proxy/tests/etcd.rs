@@ -10,8 +10,7 @@ use etcd_client::{Txn, TxnOp};
 use support::etcd::EtcdCluster;
 use support::source::Source;
 
-const MEMBER: &str =
-    r#"{"conn_url":"postgres://127.0.0.1:5432/postgres","state":"running","role":"primary"}"#;
+const MEMBER: &str = r#"{"conn_url":"postgres://127.0.0.1:5432/postgres","state":"running","role":"primary"}"#;
 
 fn three() -> (EtcdCluster, Source) {
     let etcd = EtcdCluster::start(3);
@@ -112,10 +111,7 @@ async fn all_frozen_and_thawed() {
     source.leader("n1").await;
     (0..3).for_each(|node| etcd.freeze(node));
     let error = source.lost().await;
-    assert!(
-        error.contains("no answer") || error.contains("said nothing") || error.contains("no connection"),
-        "{error}"
-    );
+    assert!(error.contains("no answer") || error.contains("said nothing") || error.contains("no connection"), "{error}");
     (0..3).for_each(|node| etcd.thaw(node));
     source.view(|_| true).await;
     etcd.await_health();

@@ -44,10 +44,10 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use self::reports::Reports;
 use self::admission::Sources;
 use self::client::Client;
 use self::holds::Holds;
-pub use self::reports::Reports;
 use crate::routes::Routes;
 use crate::sessions::Sessions;
 use crate::socket::{self, TcpOptions};
@@ -216,7 +216,8 @@ impl Listener {
     pub fn start(&mut self) -> Result<(), ListenError> {
         let bound = std::mem::take(&mut self.bound);
         for (socket, &address) in bound.into_iter().zip(&self.addresses) {
-            let socket = TcpListener::from_std(socket).map_err(|source| ListenError { address, source })?;
+            let socket =
+                TcpListener::from_std(socket).map_err(|source| ListenError { address, source })?;
             let (shared, accepting) = (Arc::clone(&self.shared), self.accepting.clone());
             self.shared.tracker.spawn(async move {
                 accepting.run_until_cancelled_owned(accept(&shared, socket, address)).await;
@@ -288,10 +289,9 @@ impl Listener {
 
     /// Asks every session to end, and returns how many were asked.
     pub fn cut(&self, reason: &CloseReason) -> usize {
-        let ours =
-            self.shared.sessions.list().into_iter().filter(|session| {
-                session.listener == self.shared.name && session.cluster == self.shared.cluster
-            });
+        let ours = self.shared.sessions.list().into_iter().filter(|session| {
+            session.listener == self.shared.name && session.cluster == self.shared.cluster
+        });
         ours.map(|session| session.kill(reason.clone())).count()
     }
 }
@@ -361,8 +361,7 @@ async fn accept(shared: &Arc<Shared>, socket: TcpListener, address: SocketAddr) 
                 if backoff.is_none() {
                     tracing::warn!(listener = %shared.name, %address, "cannot accept a connection: {error}");
                 }
-                let pause =
-                    backoff.map_or(SHORTEST_BACKOFF, |pause: Duration| (pause * 2).min(LONGEST_BACKOFF));
+                let pause = backoff.map_or(SHORTEST_BACKOFF, |pause: Duration| (pause * 2).min(LONGEST_BACKOFF));
                 backoff = Some(pause);
                 tokio::time::sleep(pause).await;
             }

@@ -80,9 +80,7 @@ pub(crate) fn response(shared: &Shared, reason: &CloseReason, held: Duration) ->
                 |why: &NoRoute| why.to_string(),
             );
             (
-                format!(
-                    "no server of cluster \"{cluster}\" is available for listener \"{listener}\": {cause}"
-                ),
+                format!("no server of cluster \"{cluster}\" is available for listener \"{listener}\": {cause}"),
                 Some(waited),
                 why.as_ref().map(|why| why.hint().to_owned()),
             )

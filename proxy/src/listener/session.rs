@@ -290,9 +290,7 @@ impl<'a> Start<'a> {
 
     /// Back to the queue: nobody of this table serves us.
     async fn come_back(&mut self) -> Result<(), CloseReason> {
-        let Some(ticket) = self.ticket.take() else {
-            return Err(CloseReason::Internal("dialled without a ticket"));
-        };
+        let Some(ticket) = self.ticket.take() else { return Err(CloseReason::Internal("dialled without a ticket")) };
         let pause = if self.shared.routes.load().generation() == self.generation {
             self.pause
         } else {
@@ -363,7 +361,8 @@ impl<'a> Start<'a> {
             .collect();
         let draw = self.shared.draw(self.session.client.ip());
         let policy = super::policy(self.settings.listener.balance);
-        let chosen = balance::pick(policy, &loaded, draw, |one| self.tried.contains(&one.candidate.member))?;
+        let chosen =
+            balance::pick(policy, &loaded, draw, |one| self.tried.contains(&one.candidate.member))?;
         let candidate = loaded.get(chosen)?.candidate;
         let stats = self.shared.stats.server(&candidate.member);
         Some(Grant {
@@ -489,3 +488,4 @@ impl balance::Candidate for Loaded<'_> {
         u32::try_from(self.load).unwrap_or(u32::MAX)
     }
 }
+
