@@ -17,10 +17,10 @@ mod table;
 
 use client::{Client, ClientError};
 
-/// sysexits(3): EX_UNAVAILABLE, nobody answers.
+/// sysexits(3), `EX_UNAVAILABLE`: nobody answers.
 const UNAVAILABLE: u8 = 69;
 
-/// sysexits(3): EX_CONFIG, the configuration cannot be used.
+/// sysexits(3), `EX_CONFIG`: the configuration cannot be used.
 const CONFIG: u8 = 78;
 
 /// Sets every PostgreSQL connection onto the right server.
@@ -56,12 +56,33 @@ pub enum Command {
     Run(ConfigFile),
     /// Check the configuration file and print every error at once
     Check(ConfigFile),
+    /// What a running process is asked.
+    #[command(flatten)]
+    Question(Question),
+    /// Print a completion script for a shell
+    #[command(after_help = "Example:\n  pointsman completions bash > /etc/bash_completion.d/pointsman")]
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Print the manual page, or write one for each command
+    Man {
+        /// Write pointsman.1, pointsman-run.1, … into this directory
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+    },
+}
+
+/// What a running process is asked, through its admin socket.
+#[derive(Debug, Subcommand)]
+pub enum Question {
     /// Show who is primary, the store's state and the listeners
     Status(Socket),
     /// Show every member: role, lag, health, sessions, and why it is not used
     Members(Socket),
     /// Show the live sessions, the oldest first
     Sessions {
+        /// How to reach it
         #[command(flatten)]
         socket: Socket,
         /// Show at most so many
@@ -70,6 +91,7 @@ pub enum Command {
     },
     /// Show what happened: fail-overs, confirmations, members in and out
     Events {
+        /// How to reach it
         #[command(flatten)]
         socket: Socket,
         /// Wait for further events until interrupted
@@ -91,6 +113,7 @@ Examples:
   pointsman kill 1742               one session, by its number in `pointsman sessions`
   pointsman kill --member main/pg2  every session on a member")]
     Kill {
+        /// How to reach it
         #[command(flatten)]
         socket: Socket,
         /// Numbers of sessions
@@ -99,18 +122,6 @@ Examples:
         /// Every session on this member
         #[arg(long, value_name = "CLUSTER/MEMBER")]
         member: Option<MemberPath>,
-    },
-    /// Print a completion script for a shell
-    #[command(after_help = "Example:\n  pointsman completions bash > /etc/bash_completion.d/pointsman")]
-    Completions {
-        /// The shell
-        shell: Shell,
-    },
-    /// Print the manual page, or write one for each command
-    Man {
-        /// Write pointsman.1, pointsman-run.1, … into this directory
-        #[arg(long, value_name = "DIR")]
-        out: Option<PathBuf>,
     },
 }
 
@@ -134,8 +145,8 @@ pub struct Socket {
     #[command(flatten)]
     config: ConfigFile,
     /// The admin socket [default: that of the configuration file, else /run/pointsman/admin.sock]
-    #[arg(long, value_name = "PATH")]
-    socket: Option<PathBuf>,
+    #[arg(long = "socket", value_name = "PATH")]
+    path: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -172,30 +183,33 @@ impl std::str::FromStr for MemberPath {
 }
 
 impl Cli {
-    /// Carries out every command but `run`.
-    pub fn carry_out(self) -> ExitCode {
+    /// Carries the command out; `serve` is what `run` does with a configuration and its file.
+    pub fn carry_out(self, serve: impl FnOnce(Config, &Path) -> ExitCode) -> ExitCode {
         match self.command {
-            Command::Run(_) => ExitCode::FAILURE, // main's business
+            Command::Run(file) => match load(&file.config) {
+                Ok(config) => serve(config, &file.config),
+                Err(code) => code,
+            },
             Command::Check(file) => check(&file.config),
-            Command::Completions { shell } => {
-                let mut script = Vec::new();
-                clap_complete::generate(shell, &mut Self::command(), "pointsman", &mut script);
-                print(&script)
-            }
-            Command::Man { out } => man(out.as_deref()),
-            command => match ask(command) {
+            Command::Question(question) => match ask(question) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => {
                     eprintln!("pointsman: {error}");
                     ExitCode::from(if error.is_refusal() { 1 } else { UNAVAILABLE })
                 }
             },
+            Command::Completions { shell } => {
+                let mut script = Vec::new();
+                clap_complete::generate(shell, &mut Self::command(), "pointsman", &mut script);
+                print(&script)
+            }
+            Command::Man { out } => man(out.as_deref()),
         }
     }
 }
 
 /// Reads the configuration for `run`, or says why it cannot be run.
-pub fn load(path: &Path) -> Result<Config, ExitCode> {
+fn load(path: &Path) -> Result<Config, ExitCode> {
     let config = Config::load(path).map_err(|diagnostics| {
         eprintln!("{diagnostics}");
         ExitCode::from(CONFIG)
@@ -210,7 +224,9 @@ pub fn load(path: &Path) -> Result<Config, ExitCode> {
 
 fn refusal(path: &Path, missing: &[String]) -> String {
     let mut text = format!("{}: this version cannot run this configuration yet:\n", path.display());
-    missing.iter().for_each(|line| drop(writeln!(text, "  {line}")));
+    for line in missing {
+        let _ = writeln!(text, "  {line}");
+    }
     text
 }
 
@@ -246,22 +262,16 @@ fn check(path: &Path) -> ExitCode {
 }
 
 fn man(out: Option<&Path>) -> ExitCode {
-    match out {
-        Some(directory) => match clap_mangen::generate_to(Cli::command(), directory) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("pointsman: cannot write manual pages into {}: {error}", directory.display());
-                ExitCode::FAILURE
-            }
-        },
-        None => {
-            let mut page = Vec::new();
-            match clap_mangen::Man::new(Cli::command()).render(&mut page) {
-                Ok(()) => print(&page),
-                Err(_) => ExitCode::FAILURE, // a Vec takes everything
-            }
-        }
+    let Some(directory) = out else {
+        let mut page = Vec::new();
+        let rendered = clap_mangen::Man::new(Cli::command()).render(&mut page);
+        return if rendered.is_ok() { print(&page) } else { ExitCode::FAILURE }; // a Vec takes everything
+    };
+    if let Err(error) = clap_mangen::generate_to(Cli::command(), directory) {
+        eprintln!("pointsman: cannot write manual pages into {}: {error}", directory.display());
+        return ExitCode::FAILURE;
     }
+    ExitCode::SUCCESS
 }
 
 /// Writes to standard output. A reader that has seen enough (`| head`) is no error.
@@ -274,25 +284,24 @@ fn print(text: &[u8]) -> ExitCode {
 }
 
 /// Asks the running process.
-fn ask(command: Command) -> Result<(), ClientError> {
+fn ask(question: Question) -> Result<(), ClientError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| ClientError::Broken(error.to_string()))?;
     runtime.block_on(async {
-        match command {
-            Command::Status(socket) => show(&socket, "/api/v1/status", show::status).await,
-            Command::Members(socket) => show(&socket, "/api/v1/members", show::members).await,
-            Command::Sessions { socket, limit } => {
+        match question {
+            Question::Status(socket) => show(&socket, "/api/v1/status", show::status).await,
+            Question::Members(socket) => show(&socket, "/api/v1/members", show::members).await,
+            Question::Sessions { socket, limit } => {
                 show(&socket, &format!("/api/v1/sessions?limit={limit}"), show::sessions).await
             }
-            Command::Events { socket, follow: true, since } => follow(&socket, since).await,
-            Command::Events { socket, follow: false, since } => {
+            Question::Events { socket, follow: true, since } => follow(&socket, since).await,
+            Question::Events { socket, follow: false, since } => {
                 show(&socket, &format!("/api/v1/timeline?since={since}"), show::events).await
             }
-            Command::Drain(change) => set(&change, "drain").await,
-            Command::Maint(change) => set(&change, "maint").await,
-            Command::Ready(change) => set(&change, "ready").await,
-            Command::Kill { socket, sessions, member } => kill(&socket, &sessions, member.as_ref()).await,
-            Command::Run(_) | Command::Check(_) | Command::Completions { .. } | Command::Man { .. } => Ok(()),
+            Question::Drain(change) => set(&change, "drain").await,
+            Question::Maint(change) => set(&change, "maint").await,
+            Question::Ready(change) => set(&change, "ready").await,
+            Question::Kill { socket, sessions, member } => kill(&socket, &sessions, member.as_ref()).await,
         }
     })
 }
@@ -364,7 +373,7 @@ impl MemberPath {
 
 impl Socket {
     fn client(&self) -> Client {
-        let path = self.socket.clone().or_else(|| client::configured(&self.config.config));
+        let path = self.path.clone().or_else(|| client::configured(&self.config.config));
         Client::new(path.unwrap_or_else(|| PathBuf::from("/run/pointsman/admin.sock")))
     }
 }

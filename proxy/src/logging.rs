@@ -44,7 +44,7 @@ pub struct Logging {
 
 impl Logging {
     /// Starts the log of this process on standard error.
-    pub fn start(config: &Log) -> Result<Self, TryInitError> {
+    pub fn start(config: Log) -> Result<Self, TryInitError> {
         let journal = is_journal();
         let (logging, subscriber) = Self::build(config, io::stderr(), journal);
         subscriber.try_init()?;
@@ -53,7 +53,7 @@ impl Logging {
 
     /// The log on any writer, as a subscriber to install.
     fn build<W: Write + Send + 'static>(
-        config: &Log,
+        config: Log,
         out: W,
         journal: bool,
     ) -> (Self, impl tracing::Subscriber + Send + Sync + use<W>) {
@@ -244,6 +244,8 @@ mod tests {
     use std::sync::Mutex;
     use std::sync::mpsc;
 
+    use tracing::subscriber::with_default;
+
     use super::*;
 
     #[derive(Clone, Default)]
@@ -272,8 +274,8 @@ mod tests {
     /// What is written for `events`.
     fn logged(format: LogFormat, level: LogLevel, journal: bool, events: impl FnOnce(&Logging)) -> String {
         let out = Shared::default();
-        let (logging, subscriber) = Logging::build(&config(format, level), out.clone(), journal);
-        tracing::subscriber::with_default(subscriber, || events(&logging));
+        let (logging, subscriber) = Logging::build(config(format, level), out.clone(), journal);
+        with_default(subscriber, || events(&logging));
         drop(logging);
         out.text()
     }
@@ -332,8 +334,8 @@ mod tests {
         let (release, stuck) = mpsc::channel();
         let out = Shared::default();
         let config = config(LogFormat::Text, LogLevel::Info);
-        let (logging, subscriber) = Logging::build(&config, Stuck(stuck, out.clone()), false);
-        tracing::subscriber::with_default(subscriber, || {
+        let (logging, subscriber) = Logging::build(config, Stuck(stuck, out.clone()), false);
+        with_default(subscriber, || {
             (0..QUEUE + 50).for_each(|n| tracing::info!(n, "line"));
         });
         let dropped = logging.dropped();

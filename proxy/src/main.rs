@@ -4,22 +4,17 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use pointsman::cli::{self, Cli, Command};
+use pointsman::cli::Cli;
 use pointsman::logging::Logging;
 use pointsman::run::run;
+use pointsman_config::Config;
 
 fn main() -> ExitCode {
-    match Cli::parse() {
-        Cli { command: Command::Run(file) } => match cli::load(&file.config) {
-            Ok(config) => serve(config, &file.config),
-            Err(code) => code,
-        },
-        cli => cli.carry_out(),
-    }
+    Cli::parse().carry_out(serve)
 }
 
-fn serve(config: pointsman_config::Config, file: &Path) -> ExitCode {
-    let started = Logging::start(&config.log).map_err(anyhow::Error::from).and_then(|logging| {
+fn serve(config: Config, file: &Path) -> ExitCode {
+    let started = Logging::start(config.log).map_err(anyhow::Error::from).and_then(|logging| {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         Ok((logging, runtime))
     });

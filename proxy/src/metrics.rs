@@ -90,9 +90,9 @@ impl Metrics {
         clusters::write(&scrape, &parts);
         listeners::write(&scrape, &parts);
         for cluster in &parts.clusters {
-            self.takeover(&cluster.name);
+            let _ = self.takeover(&cluster.name); // zero until the first one
             for kind in What::LABELS {
-                self.notes(&cluster.name, kind);
+                let _ = self.notes(&cluster.name, kind);
             }
         }
         let (now, kept) = (scrape.0.handle().render(), self.kept.handle().render());

@@ -30,11 +30,8 @@ pub async fn run(config: Config, file: &Path, logging: &Logging) -> anyhow::Resu
     tasks.spawn(admin.serve(Arc::clone(&app), stop.clone()));
     app.set_life(Life::Ready);
     life::notify_ready("serving");
-    loop {
-        match signals.next().await {
-            Signal::Reload => reload(&app, file, logging),
-            Signal::Terminate | Signal::Interrupt => break,
-        }
+    while signals.next().await == Signal::Reload {
+        reload(&app, file, logging);
     }
     app.set_life(Life::Stopping);
     life::notify_stopping("stopping", config.shutdown.drain);

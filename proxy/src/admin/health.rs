@@ -186,14 +186,9 @@ fn described(cluster: &ClusterHandle) -> Result<ClusterStatus, String> {
 
 /// The cluster of this name, or all.
 fn chosen<'a>(parts: &'a Parts, name: Option<&str>) -> Result<Vec<&'a Arc<ClusterHandle>>, String> {
-    match name {
-        None => Ok(parts.clusters.iter().collect()),
-        Some(name) => match parts.cluster(name) {
-            Some(cluster) => Ok(vec![cluster]),
-            None => {
-                let known: Vec<_> = parts.clusters.iter().map(|cluster| cluster.name.as_str()).collect();
-                Err(format!("there is no such cluster; there is {}", known.join(", ")))
-            }
-        },
-    }
+    let Some(name) = name else { return Ok(parts.clusters.iter().collect()) };
+    parts.cluster(name).map(|cluster| vec![cluster]).ok_or_else(|| {
+        let known: Vec<_> = parts.clusters.iter().map(|cluster| cluster.name.as_str()).collect();
+        format!("there is no such cluster; there is {}", known.join(", "))
+    })
 }

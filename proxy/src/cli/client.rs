@@ -48,14 +48,13 @@ impl ClientError {
 }
 
 fn explain(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-            "is it running? (`systemctl status pointsman`; --socket names another socket)".to_owned()
-        }
-        io::ErrorKind::PermissionDenied => {
-            "permission denied; members of the group pointsman may use it, and root".to_owned()
-        }
-        _ => error.to_string(),
+    let kind = error.kind();
+    if matches!(kind, io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) {
+        "is it running? (`systemctl status pointsman`; --socket names another socket)".to_owned()
+    } else if kind == io::ErrorKind::PermissionDenied {
+        "permission denied; members of the group pointsman may use it, and root".to_owned()
+    } else {
+        error.to_string()
     }
 }
 

@@ -67,8 +67,8 @@ fn write_cluster(scrape: &Scrape, status: &ClusterStatus) {
         "pointsman_primary_state",
         "The primary as routed to: 1 for the state that holds now (held: confirmed, but new sessions wait).",
     );
-    let states = ["confirmed", "pending", "held", "none"];
-    scrape.one_of(primary, labels, "state", &states, Some(status.primary.state));
+    let words = ["confirmed", "pending", "held", "none"];
+    scrape.one_of(primary, labels, "state", &words, Some(status.primary.state));
     let since = family("pointsman_primary_state_seconds", "Time since the primary's state began.");
     scrape.gauge(since, labels, seconds(status.primary.since_ms));
     let members = family("pointsman_members", "Members that are known.");

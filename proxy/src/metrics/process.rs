@@ -45,8 +45,8 @@ fn write_life(scrape: &Scrape, app: &App) {
     scrape.counter(reloads, &[("result", "failed")], app.reloads_failed.get());
     let last = family("pointsman_last_reload_ok", "Whether the last reload (or the start) took effect.");
     scrape.flag(last, &[], app.reload().is_none_or(|reload| reload.ok));
-    let live = family("pointsman_sessions", "Live connections of clients, over all listeners.");
-    scrape.gauge(live, &[], app.sessions.len() as f64);
+    let sessions = family("pointsman_sessions", "Live connections of clients, over all listeners.");
+    scrape.gauge(sessions, &[], app.sessions.len() as f64);
     let dropped = family("pointsman_log_lines_dropped_total", "Log lines that nobody took in time.");
     scrape.counter(dropped, &[], app.log_lines_dropped());
 }

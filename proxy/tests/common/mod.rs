@@ -1,6 +1,7 @@
 //! A made-up state of the process, for tests of what people and scripts see, and for a look at the dashboard
 //! without a cluster.
 #![allow(dead_code, reason = "each test and the example use a part of it")]
+#![allow(clippy::unwrap_used, reason = "made-up values are right, or the test is wrong")]
 #![allow(clippy::missing_panics_doc, missing_docs, unreachable_pub, reason = "test support")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -231,14 +232,14 @@ pub fn member(n: usize) -> MemberStatus {
         timeline: Some(Timeline(7)),
         replication: if primary { Replication::Unknown } else { Replication::Streaming },
         position,
-        lag_bytes: (!primary).then_some(if n % 3 == 0 { 4096 * n as u64 } else { 0 }),
+        lag_bytes: (!primary).then_some(if n.is_multiple_of(3) { 4096 * n as u64 } else { 0 }),
         sync: n == 2,
         tags: Tags::default(),
         weight: 1,
         version: Some("4.1.0".to_owned()),
         health: "up",
         admin: AdminMode::Ready,
-        answer: primary.then(|| AnswerStatus {
+        answer: primary.then_some(AnswerStatus {
             age_ms: 600,
             status: Some(Status {
                 role,
@@ -251,10 +252,11 @@ pub fn member(n: usize) -> MemberStatus {
             }),
             error: None,
         }),
-        serves: match primary {
-            true => vec![(listener_name("primary"), GrantRole::Primary)],
-            false => vec![(listener_name("replicas"), GrantRole::Replica)],
-        },
+        serves: vec![if primary {
+            (listener_name("primary"), GrantRole::Primary)
+        } else {
+            (listener_name("replicas"), GrantRole::Replica)
+        }],
         excluded: primary.then(|| "it is the primary".to_owned()),
     }
 }
