@@ -162,7 +162,8 @@ fn sessions_are_listed_and_cannot_steer_the_terminal() {
     let served = serve(made_up);
     let text = served.table(&["sessions", "--limit", "1"]);
     let lines: Vec<_> = text.lines().collect();
-    assert_eq!(lines[0], "SESSION  LISTENER  CLIENT          STATE        MEMBER    AGE       IN      OUT  USER  DATABASE  APPLICATION".replace("  AGE", &lines[0][lines[0].find("MEMBER").unwrap() + 6..lines[0].find("AGE").unwrap() + 3]));
+    let head = "SESSION LISTENER CLIENT STATE MEMBER AGE IN OUT USER DATABASE APPLICATION";
+    assert_eq!(lines[0].split_whitespace().collect::<Vec<_>>().join(" "), head);
     assert!(lines[1].starts_with("      1  primary   10.0.5.7:40007  established  pg1     "), "{text}");
     assert!(lines[1].ends_with("  2.0 KiB  5.0 MiB  app   shop      checkout\u{fffd}[31m"), "{text}");
     assert_eq!(lines[2], "(1 of 2 sessions; --limit shows more)");
