@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use pointsman::admin::Admin;
-use pointsman_core::event::{Loudness, What};
+use pointsman_core::event::{Event, Loudness, What};
 use tokio_util::sync::CancellationToken;
 
 #[path = "../tests/common/mod.rs"]
@@ -55,6 +55,9 @@ async fn main() -> anyhow::Result<()> {
         tokio::select! {
             () = &mut served => return Ok(()),
             _ = tokio::signal::ctrl_c() => stop.cancel(),
+            Some(Event::Admin { member, mode }) = made_up.wishes.recv() => {
+                made_up.note(Duration::ZERO, Loudness::Info, Some(member.as_str()), What::Admin { mode });
+            }
             _ = beat.tick() => {
                 beats += 1;
                 made_up.cluster.describe(if trouble { common::trouble(members) } else { common::status(members) });

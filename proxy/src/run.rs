@@ -28,6 +28,10 @@ pub async fn run(config: Config, file: &Path, logging: &Logging) -> anyhow::Resu
     let admin = Admin::bind(&config.admin)?;
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
     tasks.spawn(admin.serve(Arc::clone(&app), stop.clone()));
+    let (watched, stopped) = (Arc::clone(&app), stop.clone());
+    tasks.spawn(async move {
+        stopped.run_until_cancelled(life::watchdog(|| watched.control_tasks_alive())).await;
+    });
     app.set_life(Life::Ready);
     life::notify_ready("serving");
     while signals.next().await == Signal::Reload {

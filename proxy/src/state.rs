@@ -21,6 +21,9 @@ use crate::sessions::Sessions;
 use crate::stats::{Counter, ListenerStats};
 use crate::timeline::Timeline;
 
+/// A control task that has not described its cluster for so long is stuck: it does so every second.
+pub const STUCK: Duration = Duration::from_secs(10);
+
 /// Where the process stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -170,6 +173,13 @@ impl App {
         if ok { &self.reloads_ok } else { &self.reloads_failed }.add(1);
         let reload = Reload { at: wall_now().to_string(), ok, text };
         *self.reload.lock().unwrap_or_else(PoisonError::into_inner) = Some(reload);
+    }
+
+    /// Whether every control task that has ever described its cluster still does. The watchdog asks.
+    pub fn control_tasks_alive(&self) -> bool {
+        let parts = self.parts.load();
+        let ages = parts.clusters.iter().filter_map(|cluster| cluster.status()).map(|described| described.made.elapsed());
+        ages.max().is_none_or(|age| age < STUCK)
     }
 
     /// How many log lines were dropped because nobody took them in time.

@@ -16,10 +16,7 @@ use pointsman_core::status::{ClusterStatus, MemberStatus};
 use serde::Serialize;
 
 use super::answer::{self, Answer};
-use crate::state::{App, ClusterHandle, Life, ListenerHandle, Parts};
-
-/// A control task that has not described itself for so long is stuck: it does so every second.
-const STUCK: Duration = Duration::from_secs(10);
+use crate::state::{App, ClusterHandle, Life, ListenerHandle, Parts, STUCK};
 
 /// What a health answer says.
 #[derive(Debug, PartialEq, Eq, Serialize)]
