@@ -21,6 +21,9 @@ use crate::sessions::Sessions;
 use crate::stats::{Counter, ListenerStats};
 use crate::timeline::Timeline;
 
+/// A control task that has not described its cluster for so long is stuck: it does so every second.
+pub const STUCK: Duration = Duration::from_secs(10);
+
 /// Where the process stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -103,7 +106,10 @@ impl Parts {
     }
 
     /// The listeners of a cluster, in the order of the file.
-    pub fn listeners_of<'a>(&'a self, cluster: &'a ClusterName) -> impl Iterator<Item = &'a Arc<ListenerHandle>> {
+    pub fn listeners_of<'a>(
+        &'a self,
+        cluster: &'a ClusterName,
+    ) -> impl Iterator<Item = &'a Arc<ListenerHandle>> {
         self.listeners.iter().filter(move |listener| listener.cluster == *cluster)
     }
 }
@@ -167,6 +173,13 @@ impl App {
         if ok { &self.reloads_ok } else { &self.reloads_failed }.add(1);
         let reload = Reload { at: wall_now().to_string(), ok, text };
         *self.reload.lock().unwrap_or_else(PoisonError::into_inner) = Some(reload);
+    }
+
+    /// Whether every control task that has ever described its cluster still does. The watchdog asks.
+    pub fn control_tasks_alive(&self) -> bool {
+        let parts = self.parts.load();
+        let ages = parts.clusters.iter().filter_map(|cluster| cluster.status()).map(|described| described.made.elapsed());
+        ages.max().is_none_or(|age| age < STUCK)
     }
 
     /// How many log lines were dropped because nobody took them in time.
@@ -294,6 +307,10 @@ fn aged(status: &ClusterStatus, by: Duration) -> ClusterStatus {
     status.store.age_ms.iter_mut().for_each(add);
     add(&mut status.primary.since_ms);
     status.primary.confirmed_ms.iter_mut().for_each(add);
-    status.members.iter_mut().filter_map(|member| member.answer.as_mut()).for_each(|answer| add(&mut answer.age_ms));
+    status
+        .members
+        .iter_mut()
+        .filter_map(|member| member.answer.as_mut())
+        .for_each(|answer| add(&mut answer.age_ms));
     status
 }

@@ -15,6 +15,8 @@ use crate::view::{
 
 mod words;
 
+pub use words::Span;
+
 /// What one listener wants of the topology.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenerPolicy {

@@ -16,10 +16,7 @@ use pointsman_core::status::{ClusterStatus, MemberStatus};
 use serde::Serialize;
 
 use super::answer::{self, Answer};
-use crate::state::{App, ClusterHandle, Life, ListenerHandle, Parts};
-
-/// A control task that has not described itself for so long is stuck: it does so every second.
-const STUCK: Duration = Duration::from_secs(10);
+use crate::state::{App, ClusterHandle, Life, ListenerHandle, Parts, STUCK};
 
 /// What a health answer says.
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -42,7 +39,11 @@ impl Verdict {
 /// 200 or 503; a question by OPTIONS is answered by the status alone, as Patroni does.
 pub(super) fn answer(method: &Method, verdict: &Verdict) -> Answer {
     let status = if verdict.ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    if method == Method::OPTIONS { answer::of(status, "application/json", "") } else { answer::json(status, verdict) }
+    if method == Method::OPTIONS {
+        answer::of(status, "application/json", "")
+    } else {
+        answer::json(status, verdict)
+    }
 }
 
 /// The process answers.
@@ -77,7 +78,12 @@ pub(super) fn replicas(app: &App, cluster: Option<&str>) -> Result<Verdict, Stri
     serves(app, cluster, "replicas", |target| target != Target::Primary)
 }
 
-fn serves(app: &App, cluster: Option<&str>, what: &str, wanted: fn(Target) -> bool) -> Result<Verdict, String> {
+fn serves(
+    app: &App,
+    cluster: Option<&str>,
+    what: &str,
+    wanted: fn(Target) -> bool,
+) -> Result<Verdict, String> {
     let parts = app.parts.load();
     let mut why = serving(app);
     let mut remarks = Vec::new();
@@ -89,7 +95,8 @@ fn serves(app: &App, cluster: Option<&str>, what: &str, wanted: fn(Target) -> bo
                 continue;
             }
         };
-        let mut asked = parts.listeners_of(&cluster.name).filter(|listener| wanted(listener.target)).peekable();
+        let mut asked =
+            parts.listeners_of(&cluster.name).filter(|listener| wanted(listener.target)).peekable();
         if asked.peek().is_none() {
             why.push(format!("the cluster {} has no listener for {what}", cluster.name));
         }
@@ -176,14 +183,9 @@ fn described(cluster: &ClusterHandle) -> Result<ClusterStatus, String> {
 
 /// The cluster of this name, or all.
 fn chosen<'a>(parts: &'a Parts, name: Option<&str>) -> Result<Vec<&'a Arc<ClusterHandle>>, String> {
-    match name {
-        None => Ok(parts.clusters.iter().collect()),
-        Some(name) => match parts.cluster(name) {
-            Some(cluster) => Ok(vec![cluster]),
-            None => {
-                let known: Vec<_> = parts.clusters.iter().map(|cluster| cluster.name.as_str()).collect();
-                Err(format!("there is no such cluster; there is {}", known.join(", ")))
-            }
-        },
-    }
+    let Some(name) = name else { return Ok(parts.clusters.iter().collect()) };
+    parts.cluster(name).map(|cluster| vec![cluster]).ok_or_else(|| {
+        let known: Vec<_> = parts.clusters.iter().map(|cluster| cluster.name.as_str()).collect();
+        format!("there is no such cluster; there is {}", known.join(", "))
+    })
 }
