@@ -11,7 +11,8 @@ help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
 demo: servers ## etcd, three PostgreSQL, three pointsman on loopback, to try it; Ctrl-C ends and removes all of it
-	$(STEP) "Building" cargo build --quiet --release --bins -p pointsman -p pointsman-tests
+	@echo "Building in release mode; the first time takes some minutes"
+	$(STEP) "Building" cargo build --release --bins -p pointsman -p pointsman-tests
 	@exec $(TARGET)/release/pointsman-demo
 
 test: servers ## every test, on real servers; the last line counts them (RUNS=n: switchovers to measure)

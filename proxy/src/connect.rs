@@ -54,7 +54,11 @@ impl Remembering {
 }
 
 impl AsyncRead for Remembering {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let outcome = Pin::new(&mut self.connection).poll_read(cx, buf);
         self.remember(outcome)
     }
@@ -95,9 +99,8 @@ pub(crate) async fn tcp(host: &str, port: u16) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Connects, over TLS if its parts are given.
-pub(crate) async fn open(host: &str, port: u16, tls: Option<TlsParts>) -> io::Result<Box<dyn Connection>> {
-    let stream = tcp(host, port).await?;
+/// Lays TLS over a connection, if its parts are given.
+pub(crate) async fn secure(stream: TcpStream, tls: Option<TlsParts>) -> io::Result<Box<dyn Connection>> {
     match tls {
         None => Ok(Box::new(stream)),
         Some(parts) => Ok(Box::new(TlsConnector::from(parts.config).connect(parts.name, stream).await?)),
@@ -111,7 +114,9 @@ pub(crate) fn explain(error: &io::Error) -> String {
     }
     match error.kind() {
         io::ErrorKind::ConnectionRefused => "connection refused: nothing listens there".to_owned(),
-        io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof => "the connection was closed".to_owned(),
+        io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof => {
+            "the connection was closed".to_owned()
+        }
         _ => error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}")),
     }
 }

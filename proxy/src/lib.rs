@@ -1,5 +1,6 @@
 //! The I/O shell of the proxy: it carries out what `pointsman_core` decides.
 //!
+//! * [`run`]: the story of a process, from the configuration to the last session.
 //! * [`control`]: one task for each cluster, around its topology: the only writer of routes.
 //! * [`routes`]: where the control task publishes, and the fences that end sessions.
 //! * [`discovery`]: the source of a cluster's views. [`ask`], [`probe`]: questions to single members.
@@ -11,7 +12,9 @@ pub mod admin;
 pub mod ask;
 pub mod cli;
 pub mod clock;
+pub mod cluster;
 mod connect;
+pub mod control;
 mod dial;
 pub mod discovery;
 pub mod life;
@@ -20,6 +23,7 @@ pub mod logging;
 pub mod metrics;
 pub mod probe;
 mod relay;
+mod reload;
 pub mod routes;
 pub mod run;
 pub mod sessions;
@@ -28,4 +32,4 @@ pub mod state;
 pub mod stats;
 pub mod timeline;
 pub mod tls;
-pub mod unbuilt;
+mod unbuilt;

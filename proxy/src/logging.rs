@@ -89,9 +89,9 @@ impl Logging {
         }
     }
 
-    /// Lines that were dropped so far.
-    pub fn dropped(&self) -> u64 {
-        self.dropped.load(Ordering::Relaxed)
+    /// Counts the lines that were dropped.
+    pub fn dropped_lines(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.dropped)
     }
 }
 
@@ -338,7 +338,7 @@ mod tests {
         with_default(subscriber, || {
             (0..QUEUE + 50).for_each(|n| tracing::info!(n, "line"));
         });
-        let dropped = logging.dropped();
+        let dropped = logging.dropped_lines().load(Ordering::Relaxed);
         assert!((49..=50).contains(&dropped), "one line is in the writer's hands, or not yet: {dropped}");
         drop(release); // every later write goes through
         drop(logging);

@@ -16,8 +16,6 @@ use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
 use tokio_rustls::rustls::{self, AlertDescription, CertificateError, ClientConfig, RootCertStore};
 
 mod lenient;
-#[cfg(test)]
-mod tests;
 
 /// What can be wrong with the files of a TLS client.
 #[derive(Debug, thiserror::Error)]
@@ -78,9 +76,9 @@ pub fn client_config(tls: Option<&ClientTls>, alpn: &[&[u8]]) -> Result<ClientCo
         .with_custom_certificate_verifier(verifier(tls, provider)?);
     let mut config = match tls.and_then(|tls| tls.cert_key.as_ref()) {
         None => builder.with_no_client_auth(),
-        Some((cert, key)) => builder.with_client_auth_cert(certificates(cert)?, private_key(key)?).map_err(
-            |error| TlsError::CertKey { cert: cert.clone(), key: key.clone(), error },
-        )?,
+        Some((cert, key)) => builder
+            .with_client_auth_cert(certificates(cert)?, private_key(key)?)
+            .map_err(|error| TlsError::CertKey { cert: cert.clone(), key: key.clone(), error })?,
     };
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     Ok(config)

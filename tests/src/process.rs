@@ -1,10 +1,11 @@
 //! One server process: started in its own directory and process group, its output kept in a file.
 
 use std::ffi::OsStr;
+use std::fmt;
 use std::fs::File;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -26,6 +27,21 @@ pub enum RunAs {
     /// The servers' account.
     Servers,
 }
+
+/// A server's process has ended although it should run.
+#[derive(Debug)]
+pub struct Ended {
+    name: String,
+    status: ExitStatus,
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} has ended: {}", self.name, self.status)
+    }
+}
+
+impl std::error::Error for Ended {}
 
 /// A started server. Dropping it kills it; what it started itself is ended by the [`Site`].
 #[derive(Debug)]
@@ -87,11 +103,11 @@ impl Server {
         Pid::from_raw(i32::try_from(self.child.id()?).ok()?)
     }
 
-    /// An error when the process has ended.
+    /// [`Ended`] when the process has ended.
     pub fn check_running(&mut self) -> Result<()> {
         match self.child.try_wait()? {
             None => Ok(()),
-            Some(status) => bail!("{} has ended: {status}", self.name),
+            Some(status) => bail!(Ended { name: self.name.clone(), status }),
         }
     }
 

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 
 /// What installs everything that is looked for here.
 const INSTALLER: &str = "scripts/install-test-servers";
@@ -35,8 +35,7 @@ impl Tools {
     pub fn find() -> Result<Self> {
         // Resolved, because an account other than ours may be unable to follow the way through the checkout.
         let venv = repository().join(".cache/patroni-venv/bin");
-        let venv =
-            venv.canonicalize().with_context(|| format!("Patroni is not installed: run {INSTALLER}"))?;
+        let venv = venv.canonicalize().map_err(|_| anyhow!("Patroni is not installed: run {INSTALLER}"))?;
         Ok(Self {
             etcd: program("etcd")?,
             haproxy: program("haproxy")?,

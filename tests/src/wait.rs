@@ -5,13 +5,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
+use crate::process::Ended;
+
 /// How often a condition is looked at.
 const INTERVAL: Duration = Duration::from_millis(20);
 
 /// Asks `condition` until it answers `Ok`, for at most `deadline`.
 ///
 /// Its error is what is seen instead, at the latest look; the error of this function says `what` was waited for, how
-/// long, and that. One look may not take longer than what is left of the deadline.
+/// long, and that. One look may not take longer than what is left of the deadline. When it finds that the server itself
+/// has [`Ended`], there is nothing left to wait for.
 pub async fn until<T>(
     what: impl Display,
     deadline: Duration,
@@ -23,6 +26,7 @@ pub async fn until<T>(
         let left = deadline.saturating_sub(started.elapsed());
         match tokio::time::timeout(left, condition()).await {
             Ok(Ok(value)) => return Ok(value),
+            Ok(Err(error)) if error.is::<Ended>() => return Err(error.context(format!("waited for {what}"))),
             Ok(Err(error)) => seen = format!("{error:#}"),
             Err(_) => {}
         }

@@ -6,7 +6,10 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use pointsman_tests::{Cluster, ClusterOptions, HaProxy, HaProxyChecks, site, sql, stopwatch, wait};
+use pointsman_tests::etcd::Etcd;
+use pointsman_tests::{Addresses, Cluster, ClusterOptions, HaProxy, HaProxyChecks, MemberOptions, Site};
+use pointsman_tests::{site, sql, stopwatch, wait};
+use serde_json::json;
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -91,6 +94,55 @@ async fn a_killed_member_is_replaced_and_comes_back() -> Result<()> {
         sql::who(cluster.member(&new)?.postgres(), SOON).await.map(drop)
     })
     .await
+}
+
+#[tokio::test]
+async fn options_reach_patroni() -> Result<()> {
+    let plain = MemberOptions::default();
+    let tagged = MemberOptions { tags: Some(json!({ "noloadbalance": true })) };
+    let cluster = Cluster::start(&ClusterOptions {
+        members: 2,
+        synchronous_mode: json!(true),
+        failsafe_mode: true,
+        member_options: vec![plain, tagged],
+        ..ClusterOptions::default()
+    })
+    .await?;
+    let key = async |name: &str| -> Result<serde_json::Value> {
+        let text = cluster.etcd.get(&format!("/service/main/{name}")).await?;
+        Ok(serde_json::from_str(&text.with_context(|| format!("there is no key {name}"))?)?)
+    };
+    assert_eq!(key("members/pg2").await?.pointer("/tags/noloadbalance"), Some(&json!(true)));
+    let config = key("config").await?;
+    assert_eq!((config.get("ttl"), config.get("failsafe_mode")), (Some(&json!(20)), Some(&json!(true))));
+    wait::until("pg2 to become the synchronous standby", SOON, async || {
+        let sync = key("sync").await?;
+        ensure!(sync.get("sync_standby") == Some(&json!("pg2")), "{sync}");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn three_etcd_nodes_outlive_one() -> Result<()> {
+    let site = Site::new(Addresses::reserve()?)?;
+    let mut etcd = Etcd::start(&site, 3).await?;
+    etcd.put("key", "one").await?;
+    etcd.kill(0).await?;
+    wait::until("a write without the killed node", SOON, async || etcd.put("key", "two").await).await?;
+    etcd.restart(&site, 0).await?;
+    etcd.wait_all_ready().await?;
+    etcd.freeze(1)?;
+    wait::until("a read without the frozen node", SOON, async || {
+        assert_eq!(etcd.get("key").await?.as_deref(), Some("two"));
+        Ok(())
+    })
+    .await?;
+    etcd.thaw(1)?;
+    etcd.wait_all_ready().await?;
+    etcd.delete("key").await?;
+    assert_eq!(etcd.get("key").await?, None);
+    Ok(())
 }
 
 #[tokio::test]

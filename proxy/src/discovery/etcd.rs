@@ -146,7 +146,9 @@ impl Source<'_> {
             options = options.with_revision(revision);
         }
         let (_, revision) = at.unwrap_or_default();
-        let all = found.iter().filter_map(|kv| Some((self.suffix(kv.key())?, kv.value(), number(kv.mod_revision()))));
+        let all = found
+            .iter()
+            .filter_map(|kv| Some((self.suffix(kv.key())?, kv.value(), number(kv.mod_revision()))));
         let all: Vec<_> = all.collect();
         let keys = all.len();
         self.keys.replace_all(number(revision), all);
@@ -173,7 +175,8 @@ impl Source<'_> {
 
     /// Follows the changes after `revision`.
     async fn watch(&mut self, store: &Store, revision: i64) -> Result<Infallible, EtcdError> {
-        let options = WatchOptions::new().with_range(self.end()).with_start_revision(revision.saturating_add(1));
+        let options =
+            WatchOptions::new().with_range(self.end()).with_start_revision(revision.saturating_add(1));
         let prefix = self.prefix.clone();
         let stream = store.call("a watch", store.watcher().watch(prefix, Some(options))).await?;
         let (mut requests, mut responses) = stream.split();
@@ -239,7 +242,10 @@ impl Source<'_> {
     /// Says why an endpoint does not work; and that the store is lost, once none is left that does.
     async fn failed(&mut self, index: usize, endpoint: &Endpoint, error: &EtcdError) {
         let cluster = &self.outlet.cluster.name;
-        let failure = Failure { rank: error.rank(), text: format!("{endpoint}: {}", error.explain(self.etcd, endpoint, &self.prefix)) };
+        let failure = Failure {
+            rank: error.rank(),
+            text: format!("{endpoint}: {}", error.explain(self.etcd, endpoint, &self.prefix)),
+        };
         if let Some(known) = self.failures.get_mut(index).filter(|known| known.as_ref() != Some(&failure)) {
             warn!(%cluster, error = failure.text, "etcd endpoint does not work");
             *known = Some(failure);

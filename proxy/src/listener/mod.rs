@@ -171,6 +171,8 @@ pub struct Listener {
     addresses: Vec<SocketAddr>,
     bound: Vec<std::net::TcpListener>,
     accepting: CancellationToken,
+    /// The accept loops; each owns its listening socket.
+    acceptors: TaskTracker,
     /// Ends the keeper of the hold queue, when nobody can be held any more.
     keeping: CancellationToken,
 }
@@ -208,6 +210,7 @@ impl Listener {
             addresses,
             bound,
             accepting: CancellationToken::new(),
+            acceptors: TaskTracker::new(),
             keeping: CancellationToken::new(),
         })
     }
@@ -219,7 +222,7 @@ impl Listener {
             let socket =
                 TcpListener::from_std(socket).map_err(|source| ListenError { address, source })?;
             let (shared, accepting) = (Arc::clone(&self.shared), self.accepting.clone());
-            self.shared.tracker.spawn(async move {
+            self.acceptors.spawn(async move {
                 accepting.run_until_cancelled_owned(accept(&shared, socket, address)).await;
             });
         }
@@ -265,9 +268,16 @@ impl Listener {
         self.bound.is_empty() && !self.accepting.is_cancelled()
     }
 
-    /// Closes the listening sockets. Sessions go on.
+    /// Has the listening sockets closed. Sessions go on.
     pub fn stop_accepting(&self) {
         self.accepting.cancel();
+    }
+
+    /// Like [`Listener::stop_accepting`], and waits until the addresses are free.
+    pub async fn close(&self) {
+        self.stop_accepting();
+        self.acceptors.close();
+        self.acceptors.wait().await;
     }
 
     /// Stops accepting, refuses who is held, waits for the sessions until the deadline, cuts the rest, and

@@ -152,6 +152,7 @@ Try, while clients run
   clients          while psql -h 127.0.0.1 -p 5000 -U demo -Atc 'select now(), inet_server_addr()' demo; do sleep 0.1; done
   switch over      {patronictl} switchover {scope} --force
   kill the primary kill -9 $(psql -h 127.0.0.1 -p 5000 -U postgres -Atc \"select pg_read_file('postmaster.pid')\" | head -1)
+                   (Patroni starts it again; kill its Patroni too, and another member takes over after some 20 s)
 
 Ctrl-C stops everything and removes the data.
 ",

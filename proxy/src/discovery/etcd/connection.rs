@@ -69,8 +69,11 @@ async fn call<T>(
 /// Connects to an endpoint and signs in. Certificates and password are read anew.
 pub(super) async fn open(etcd: &Etcd, endpoint: &Endpoint) -> Result<Store, EtcdError> {
     let (tls, password) = material(etcd, endpoint).await?;
-    let (host, port) = (endpoint.address.host(), endpoint.address.port());
-    let connection = timeout(CONNECT, connect::open(host, port, tls)).await;
+    let connecting = async {
+        let stream = connect::tcp(endpoint.address.host(), endpoint.address.port()).await?;
+        connect::secure(stream, tls).await
+    };
+    let connection = timeout(CONNECT, connecting).await;
     let connection = connection.map_err(|_| EtcdError::ConnectTimeout { after: CONNECT })?;
     let (connection, trouble) = Remembering::new(connection.map_err(EtcdError::Connect)?);
     let channel = channel(endpoint, connection).await?;

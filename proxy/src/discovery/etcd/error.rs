@@ -1,5 +1,6 @@
 //! What can go wrong at one endpoint, and what a person should look at then.
 
+use std::error::Error as _;
 use std::io;
 use std::time::Duration;
 
@@ -85,11 +86,20 @@ impl EtcdError {
         };
         let user = etcd.credentials.as_ref().map_or("nobody", |credentials| credentials.user.as_str());
         let known = [
-            ("authentication failed", format!("authentication failed for user {user:?}; check username and password")),
-            ("permission denied", format!("permission denied: the role of {user:?} may not read {prefix}; grant it")),
+            (
+                "authentication failed",
+                format!("authentication failed for user {user:?}; check username and password"),
+            ),
+            (
+                "permission denied",
+                format!("permission denied: the role of {user:?} may not read {prefix}; grant it"),
+            ),
             ("user name is empty", "it wants a user and a password, and none are configured".to_owned()),
             ("invalid auth token", format!("it does not accept the token of user {user:?} any more")),
-            ("no leader", "it has no leader: it has lost its quorum, or is cut off from the others".to_owned()),
+            (
+                "no leader",
+                "it has no leader: it has lost its quorum, or is cut off from the others".to_owned(),
+            ),
             ("request timed out", "it cannot reach its quorum".to_owned()),
         ];
         let found = known.into_iter().find(|(words, _)| message.contains(words));
