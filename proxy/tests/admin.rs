@@ -70,9 +70,8 @@ async fn exchange<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, bytes: &[u8]
     stream.write_all(bytes).await?;
     let mut answer = Vec::new();
     match timeout(SOON, stream.read_to_end(&mut answer)).await {
-        Ok(Ok(_)) => {}
         Ok(Err(error)) if answer.is_empty() => return Err(error),
-        Ok(Err(_)) => {} // a reset after the answer: what was not read of our request
+        Ok(_) => {} // or a reset after the answer: what was not read of our request
         Err(_) => return Err(io::ErrorKind::TimedOut.into()),
     }
     Ok(String::from_utf8(answer).unwrap())

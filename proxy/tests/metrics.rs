@@ -1,5 +1,6 @@
 //! What Prometheus reads: every line is understood by a parser that is stricter than Prometheus.
 #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+#![allow(clippy::float_cmp, reason = "small whole numbers, and numbers that were written out in full")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -66,7 +67,7 @@ fn parse(text: &str) -> Scrape {
             let (name, help) = rest.split_once(' ').unwrap();
             assert!(is_name(name) && help.ends_with('.') && help.len() > 15, "{line}");
             assert!(scrape.helps.insert(name.to_owned()), "{name} comes twice");
-            family = name.to_owned();
+            name.clone_into(&mut family);
         } else if let Some(rest) = line.strip_prefix("# TYPE ") {
             let (name, kind) = rest.split_once(' ').unwrap();
             assert_eq!(name, family, "TYPE follows HELP");
