@@ -59,13 +59,7 @@ impl Holds {
             generation: None,
             terms: Vec::new(),
         };
-        Self {
-            listener,
-            routes,
-            epoch: Instant::now(),
-            state: Mutex::new(state),
-            arrived: Notify::new(),
-        }
+        Self { listener, routes, epoch: Instant::now(), state: Mutex::new(state), arrived: Notify::new() }
     }
 
     pub(crate) fn set_limits(&self, limits: HoldLimits) {

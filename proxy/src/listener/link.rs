@@ -164,7 +164,7 @@ async fn answer(stream: &TcpStream, kind: Kind, received: &mut Vec<u8>) -> Resul
 fn receive_now(stream: &TcpStream, received: &mut Vec<u8>) -> io::Result<()> {
     let mut buffer = [0; ServerReply::MAX_INSPECTED];
     match read_now(stream, &mut buffer)? {
-        0 => Err(io::ErrorKind::ConnectionReset.into()),
+        0 => Err(io::ErrorKind::UnexpectedEof.into()),
         count => {
             received.extend_from_slice(buffer.get(..count).unwrap_or_default());
             Ok(())
