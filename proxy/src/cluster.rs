@@ -38,7 +38,7 @@ impl Cluster {
     pub fn start(config: pointsman_config::Cluster, listeners: &[Listener], app: &Arc<App>, clock: Clock) -> Self {
         let (events, received) = mpsc::channel(EVENTS);
         let routes = Arc::new(Routes::default());
-        let stats = Arc::new(SourceStats::new(&config, clock.clone()));
+        let stats = Arc::new(SourceStats::new(&config, clock));
         let handle = Arc::new(ClusterHandle::new(config.name.clone(), config.discovery.as_str(), events.clone()));
         let questions = TaskTracker::new();
         let seed = RandomState::new().hash_one(config.name.as_str()); // three load balancers must not ask in step
@@ -47,9 +47,9 @@ impl Cluster {
             routes: Arc::clone(&routes),
             handle: Arc::clone(&handle),
             app: Arc::clone(app),
-            asker: Asker::new(&config.scope, config.rest.clone(), clock.clone(), events.clone(), questions.clone()),
+            asker: Asker::new(&config.scope, config.rest.clone(), clock, events.clone(), questions.clone()),
             prober: Prober::new(events.clone(), questions),
-            clock: clock.clone(),
+            clock: clock,
             events: received,
         };
         let mut tasks = JoinSet::new();
@@ -103,7 +103,7 @@ impl Cluster {
         self.config = config;
         let _ = self.events.send(Event::Policy(policy)).await; // fails only when the control task has ended
         if source_changed {
-            let stats = Arc::new(SourceStats::new(&self.config, self.clock.clone()));
+            let stats = Arc::new(SourceStats::new(&self.config, self.clock));
             self.start_source(stats);
         }
     }

@@ -1,19 +1,15 @@
 //! The process as the system sees it: signals, descriptors, the service manager.
 //!
-//! Tasks: [`keep_systemd_informed`]. Everything here works, and does nothing, without systemd.
+//! Tasks: the watchdog's, if systemd asks for one. Everything here works, and does nothing, without systemd.
 
+use std::convert::Infallible;
 use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
 use pointsman_config::Config;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{self, SignalKind};
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
-use tokio_util::sync::CancellationToken;
-
-use crate::state::{App, Life};
 
 /// What somebody asks of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,15 +50,6 @@ impl Signals {
             else => std::future::pending().await, // the runtime ends
         }
     }
-
-    /// The next signal that ends the process. Cancel-safe.
-    pub async fn end(&mut self) {
-        tokio::select! {
-            Some(()) = self.interrupt.recv() => {}
-            Some(()) = self.terminate.recv() => {}
-            else => std::future::pending().await,
-        }
-    }
 }
 
 /// Descriptors beyond those of sessions: store, Patroni, admin connections, the log, the runtime, splice.
@@ -90,13 +77,6 @@ impl Descriptors {
     }
 }
 
-/// Raises the limit of descriptors, and warns when full listeners would reach it.
-pub fn prepare_descriptors(config: &Config) {
-    if let Some(warning) = raise_descriptors(config).warning() {
-        tracing::warn!("{warning}");
-    }
-}
-
 /// Raises the limit of descriptors as far as it goes without privileges, and says what would be needed.
 pub fn raise_descriptors(config: &Config) -> Descriptors {
     let limit = getrlimit(Resource::Nofile);
@@ -117,14 +97,12 @@ fn descriptors_needed(config: &Config) -> u64 {
     listeners.fold(RESERVE, u64::saturating_add)
 }
 
-/// How often the line of `systemctl status` is looked at.
-const STATUS_EVERY: Duration = Duration::from_secs(2);
+/// Tells the service manager that the process serves. Also ends a reload.
+pub fn notify_ready(status: &str) {
+    notify(&[NotifyState::Ready, NotifyState::Status(status)]);
+}
 
-/// While draining, systemd is told to wait for so much longer, again and again.
-const DRAIN_STEP: Duration = Duration::from_secs(10);
-
-/// Tells the service manager that the configuration is being read anew; that it was follows when
-/// [`App::set_reload`] is called.
+/// Tells the service manager that the configuration is being read anew; [`notify_ready`] follows.
 pub fn notify_reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => notify(&[NotifyState::Reloading, now]), // Type=notify-reload wants both together
@@ -132,65 +110,15 @@ pub fn notify_reloading() {
     }
 }
 
-/// Tells the service manager what becomes of the process, one line of its state, and that it is not stuck,
-/// until `stop`.
-pub async fn keep_systemd_informed(app: Arc<App>, stop: CancellationToken) {
-    let (mut life, mut reload) = (app.subscribe_life(), app.subscribe_reload());
-    let mut status = interval(STATUS_EVERY);
-    let mut watchdog = watchdog();
-    let mut said = String::new();
-    tell(&app, *life.borrow_and_update(), &mut said);
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => break,
-            Ok(()) = life.changed() => {
-                let now = *life.borrow_and_update();
-                tell(&app, now, &mut said);
-            }
-            Ok(()) = reload.changed() => tell(&app, app.life(), &mut said),
-            _ = status.tick() => say(&app, &mut said),
-            () = beat(&mut watchdog) => prove_life(&app),
-        }
-    }
-    notify(&[NotifyState::Stopping, NotifyState::Status("stopping")]);
+/// Tells the service manager that the process ends, and that it may take `drain` for it.
+pub fn notify_stopping(status: &str, drain: Duration) {
+    let micros = u32::try_from(drain.as_micros()).unwrap_or(u32::MAX);
+    notify(&[NotifyState::Stopping, NotifyState::Status(status), NotifyState::ExtendTimeoutUsec(micros)]);
 }
 
-/// What a new stage of life means to the service manager.
-fn tell(app: &App, life: Life, said: &mut String) {
-    match life {
-        Life::Starting => {}
-        Life::Ready => notify(&[NotifyState::Ready]),
-        Life::Draining | Life::Stopping => notify(&[NotifyState::Stopping]),
-    }
-    said.clear();
-    say(app, said);
-}
-
-/// The line of `systemctl status`, when it has changed.
-fn say(app: &App, said: &mut String) {
-    if app.life() == Life::Draining {
-        let micros = u32::try_from(DRAIN_STEP.as_micros()).unwrap_or(u32::MAX);
-        notify(&[NotifyState::ExtendTimeoutUsec(micros)]);
-    }
-    let line = status_line(app);
-    if line != *said {
-        notify(&[NotifyState::Status(&line)]);
-        *said = line;
-    }
-}
-
-fn status_line(app: &App) -> String {
-    let mut line = format!("{}, {} sessions", app.life().as_str(), app.sessions.len());
-    for cluster in &app.parts.load().clusters {
-        let primary = cluster.status().map(|described| described.status.primary.clone());
-        let (member, state) = match &primary {
-            Some(primary) => (primary.member.as_ref(), primary.state),
-            None => (None, "not looked at yet"),
-        };
-        let member = member.map(|member| format!("{member} ")).unwrap_or_default();
-        line = format!("{line}; {}: primary {member}{state}", cluster.name);
-    }
-    line
+/// One line for `systemctl status`.
+pub fn notify_status(status: &str) {
+    notify(&[NotifyState::Status(status)]);
 }
 
 fn notify(states: &[NotifyState<'_>]) {
@@ -199,27 +127,19 @@ fn notify(states: &[NotifyState<'_>]) {
     }
 }
 
-/// Twice the pace that systemd's watchdog wants, if there is one.
-fn watchdog() -> Option<Interval> {
-    let wanted = sd_notify::watchdog_enabled()?;
-    let mut beat = interval((wanted / 2).max(Duration::from_millis(1)));
-    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    Some(beat)
-}
-
-/// The next beat; never, without a watchdog. Cancel-safe.
-async fn beat(watchdog: &mut Option<Interval>) {
-    match watchdog {
-        Some(interval) => drop::<Instant>(interval.tick().await),
-        None => std::future::pending().await,
-    }
-}
-
-fn prove_life(app: &App) {
-    if app.control_tasks_alive() {
-        notify(&[NotifyState::Watchdog]);
-    } else {
-        tracing::error!("a control task is stuck: the watchdog is not told that the process lives");
+/// Tells the watchdog of systemd that the process lives, as long as `alive` says so; at twice the pace that
+/// it wants. Without a watchdog it waits for ever.
+pub async fn watchdog(mut alive: impl FnMut() -> bool) -> Infallible {
+    let Some(interval) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
+    let mut beat = tokio::time::interval((interval / 2).max(Duration::from_millis(1)));
+    beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        beat.tick().await;
+        if alive() {
+            notify(&[NotifyState::Watchdog]);
+        } else {
+            tracing::error!("a control task is stuck: the watchdog is not told that the process lives");
+        }
     }
 }
 

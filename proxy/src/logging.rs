@@ -242,7 +242,7 @@ fn write_lines<W: Write>(queue: &Receiver<Vec<u8>>, mut out: W, dropped: &Atomic
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
-    use std::sync::mpsc;
+    use std::sync::mpsc::channel;
 
     use tracing::subscriber::with_default;
 
@@ -321,7 +321,7 @@ mod tests {
     #[test]
     fn who_logs_never_waits_and_lost_lines_are_told() {
         /// Takes one line, then nothing until it is told to.
-        struct Stuck(mpsc::Receiver<()>, Shared);
+        struct Stuck(Receiver<()>, Shared);
         impl Write for Stuck {
             fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
                 let _ = self.0.recv();
@@ -331,7 +331,7 @@ mod tests {
                 Ok(())
             }
         }
-        let (release, stuck) = mpsc::channel();
+        let (release, stuck) = channel();
         let out = Shared::default();
         let config = config(LogFormat::Text, LogLevel::Info);
         let (logging, subscriber) = Logging::build(config, Stuck(stuck, out.clone()), false);

@@ -28,10 +28,10 @@ fn serve(config: Config, file: &Path) -> ExitCode {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
-    match runtime.block_on(run(file.to_owned(), config, logging)) {
-        Ok(code) => code,
+    match runtime.block_on(run(config, file, &logging)) {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("pointsman: {error:#}"); // the log has ended with the process that kept it
+            tracing::error!("{error:#}");
             ExitCode::FAILURE
         }
     }

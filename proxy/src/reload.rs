@@ -6,17 +6,19 @@ use std::sync::Arc;
 use pointsman_config::{Config, ListenerName};
 use tokio::time::Instant;
 
-use crate::life;
 use crate::listener::Listener;
+use crate::logging::Logging;
 use crate::run::Process;
 use crate::unbuilt::unbuilt;
 
 impl Process {
     /// Reads the file again and takes over what can change. The result is logged and shown.
-    pub(crate) async fn reload(&mut self) {
-        life::notify_reloading();
+    pub(crate) async fn reload(&mut self, logging: &Logging) {
         let result = match self.read() {
-            Ok(config) => Ok(self.take_over(config).await),
+            Ok(config) => {
+                logging.set_level(config.log.level);
+                Ok(self.take_over(config).await)
+            }
             Err(errors) => Err(errors),
         };
         match &result {
@@ -28,7 +30,7 @@ impl Process {
     }
 
     fn read(&self) -> Result<Config, String> {
-        let config = Config::load(&self.path).map_err(|diagnostics| diagnostics.to_string())?;
+        let config = Config::load(&self.file).map_err(|diagnostics| diagnostics.to_string())?;
         let missing = unbuilt(&config);
         if missing.is_empty() { Ok(config) } else { Err(missing.join("\n")) }
     }
@@ -36,7 +38,6 @@ impl Process {
     /// Returns what could not be taken over, in sentences.
     async fn take_over(&mut self, new: Config) -> String {
         let mut left = self.needs_restart(&new);
-        self.logging.set_level(new.log.level);
         self.config.log.level = new.log.level;
         self.config.log.sessions = new.log.sessions;
         self.config.shutdown = new.shutdown.clone();

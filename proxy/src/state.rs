@@ -4,8 +4,8 @@
 //! reads. Nothing in here decides anything.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -87,7 +87,7 @@ pub struct App {
     /// Reloads that left the old configuration in force.
     pub reloads_failed: Counter,
     life: watch::Sender<Life>,
-    reload: watch::Sender<Option<Reload>>,
+    reload: Mutex<Option<Reload>>,
     log_lines_dropped: Arc<AtomicU64>,
 }
 
@@ -129,7 +129,7 @@ impl App {
             reloads_ok: Counter::default(),
             reloads_failed: Counter::default(),
             life: watch::Sender::new(Life::Starting),
-            reload: watch::Sender::new(None),
+            reload: Mutex::new(None),
             log_lines_dropped: Arc::default(),
         }
     }
@@ -168,12 +168,7 @@ impl App {
 
     /// The result of the last reload, if there was one.
     pub fn reload(&self) -> Option<Reload> {
-        self.reload.borrow().clone()
-    }
-
-    /// Tells of every reload.
-    pub fn subscribe_reload(&self) -> watch::Receiver<Option<Reload>> {
-        self.reload.subscribe()
+        self.reload.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Records the result of a reload: what needs a restart (may be empty), or why the old one stays.
@@ -183,17 +178,14 @@ impl App {
             Err(text) => (false, text),
         };
         if ok { &self.reloads_ok } else { &self.reloads_failed }.add(1);
-        self.reload.send_replace(Some(Reload { at: wall_now().to_string(), ok, text }));
+        let reload = Reload { at: wall_now().to_string(), ok, text };
+        *self.reload.lock().unwrap_or_else(PoisonError::into_inner) = Some(reload);
     }
 
     /// Whether every control task that has ever described its cluster still does. The watchdog asks.
     pub fn control_tasks_alive(&self) -> bool {
         let parts = self.parts.load();
-        let ages = parts
-            .clusters
-            .iter()
-            .filter_map(|cluster| cluster.status())
-            .map(|described| described.made.elapsed());
+        let ages = parts.clusters.iter().filter_map(|cluster| cluster.status()).map(|described| described.made.elapsed());
         ages.max().is_none_or(|age| age < STUCK)
     }
 

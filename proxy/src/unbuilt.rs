@@ -4,7 +4,7 @@ use pointsman_config::{Config, Discovery, Engine, Listener, ListenerTls, LogForm
 
 /// A sentence for each setting that needs a part which is not built yet, with its place in the file.
 /// `run` refuses to start while there is one; `check` prints them.
-pub(crate) fn unbuilt(config: &Config) -> Vec<String> {
+pub fn unbuilt(config: &Config) -> Vec<String> {
     let mut missing = Vec::new();
     for cluster in &config.clusters {
         let name = &cluster.name;

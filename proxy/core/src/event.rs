@@ -176,7 +176,7 @@ pub enum Event {
     Probe {
         /// The server.
         member: MemberName,
-        /// How it went ([`DialOutcome::Served`]: it answered our SSLRequest).
+        /// How it went ([`DialOutcome::Served`]: it answered our encryption request).
         outcome: DialOutcome,
     },
     /// An operator's wish.
@@ -209,7 +209,7 @@ pub enum Effect {
         /// How long an answer may take.
         deadline: Duration,
     },
-    /// Connect to the server, send an SSLRequest, await one byte, close. Answered by one [`Event::Probe`].
+    /// Connect to the server, send a `GSSENCRequest`, await one byte, close. Answered by one [`Event::Probe`].
     Probe {
         /// Whom.
         member: MemberName,
