@@ -163,6 +163,7 @@ function storeCard(cluster, status) {
     h('h3', {}, 'Store'),
     h('div', {class: 'big mid'}, h('b', {}, cluster.source), pill(kind, s.state === 'never' ? 'not reached yet' : s.state)),
     h('div', {class: 'facts'},
+      cluster.endpoint ? h('span', {class: 'mono'}, cluster.endpoint) : null,
       h('span', {}, 'last sign of life ', h('b', {}, sign)), h('span', {}, 'revision ', h('b', {}, s.revision)),
       h('span', {}, 'snapshots ', h('b', {}, count(s.views))), h('span', {}, 'reconnects ', h('b', {}, count(cluster.store_reconnects)))),
     s.error ? h('p', {class: 'why bad'}, s.error) : null);

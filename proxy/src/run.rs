@@ -36,7 +36,7 @@ pub async fn run(config: Config, file: &Path, logging: &Logging) -> anyhow::Resu
     if let Some(warning) = life::raise_descriptors(&config).warning() {
         tracing::warn!("{warning}");
     }
-    let app = Arc::new(App::new(config.node.clone()));
+    let app = Arc::new(App::new(config.node.clone()).with_log(logging.dropped_lines()));
     let admin = Admin::bind(&config.admin)?;
     let mut process = Process::start(file.to_owned(), config, Arc::clone(&app))?;
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
@@ -48,7 +48,6 @@ pub async fn run(config: Config, file: &Path, logging: &Logging) -> anyhow::Resu
     tracing::info!(node = %app.node, version = env!("CARGO_PKG_VERSION"), "ready");
 
     loop {
-        app.set_log_lines_dropped(logging.dropped());
         match signals.next().await {
             Signal::Reload => {
                 life::notify_reloading();
@@ -120,8 +119,10 @@ impl Process {
             process.start_cluster(cluster);
         }
         let listeners = process.config.listeners.clone();
-        let bound: Vec<Listener> =
-            listeners.iter().map(|listener| process.bind(listener, Arc::default())).collect::<Result<_, _>>()?;
+        let bound: Vec<Listener> = listeners
+            .iter()
+            .map(|listener| process.bind(listener, Arc::default()))
+            .collect::<Result<_, _>>()?;
         for listener in bound {
             process.start_listener(listener)?;
         }
@@ -177,8 +178,10 @@ impl Process {
             handle.set_listening(listener.is_accepting());
             Arc::new(handle)
         });
-        let parts =
-            Parts { clusters: clusters.map(|cluster| Arc::clone(cluster.handle())).collect(), listeners: listeners.collect() };
+        let parts = Parts {
+            clusters: clusters.map(|cluster| Arc::clone(cluster.handle())).collect(),
+            listeners: listeners.collect(),
+        };
         self.app.parts.store(Arc::new(parts));
     }
 
