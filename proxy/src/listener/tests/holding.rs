@@ -108,9 +108,9 @@ async fn one_too_many_is_refused_at_once_and_a_reload_makes_room() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_while_it_is_held_is_noticed_at_once() {
+async fn a_client_that_leaves_while_it_is_held_is_noticed_at_once_and_makes_room() {
     let server = FakeServer::new().await;
-    let mut lab = Lab::new();
+    let mut lab = Lab::with(|listener| listener.max_held = 1);
     lab.no_route();
     // A FIN; a FIN behind bytes that were not read as part of the first message; an RST.
     for (extra, rst) in [(0, false), (5000, false), (5000, true)] {
