@@ -168,3 +168,20 @@ async fn without_a_hold_a_client_is_refused_at_once() {
     assert_eq!(read_error(&mut client).await[&'C'], "57P03");
     assert!(began.elapsed() < Duration::from_millis(500));
 }
+
+/// A standby cluster has no primary, however long one waits: who is held is told, who comes is told at once.
+#[tokio::test]
+async fn nobody_waits_in_vain() {
+    let mut lab = Lab::new();
+    lab.no_route();
+    let mut held = lab.connect().await;
+    held.write_all(&startup("alice")).await.unwrap();
+    eventually("it is held", || lab.stats.held.get() == 1).await;
+    lab.no_route_ever();
+    assert!(read_error(&mut held).await[&'M'].contains("standby cluster"));
+    let mut late = lab.connect().await;
+    late.write_all(&startup("bob")).await.unwrap();
+    assert!(read_error(&mut late).await[&'M'].contains("standby cluster"));
+    lab.at_rest().await;
+    assert_eq!(lab.stats.held_total.get(), 1);
+}

@@ -84,6 +84,10 @@ impl Lab {
         self.publish(Err(NoRoute::LeaderKeyGone { last: Some("n1".into()) }));
     }
 
+    pub(super) fn no_route_ever(&mut self) {
+        self.publish(Err(NoRoute::StandbyCluster));
+    }
+
     fn publish(&mut self, candidates: Result<Arc<[Candidate]>, NoRoute>) {
         self.generation += 1;
         let route = Route { target: Target::Primary, candidates };
