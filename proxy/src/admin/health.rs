@@ -88,7 +88,7 @@ fn serves(
     let mut why = serving(app);
     let mut remarks = Vec::new();
     for cluster in chosen(&parts, cluster)? {
-        let (status, waited) = match described(cluster) {
+        let (now, unserved) = match described(cluster) {
             Ok(described) => (described.now(), described.without_primary()),
             Err(sentence) => {
                 why.push(sentence);
@@ -101,7 +101,7 @@ fn serves(
             why.push(format!("the cluster {} has no listener for {what}", cluster.name));
         }
         for listener in asked {
-            match would_serve(&status, waited, listener) {
+            match would_serve(&now, unserved, listener) {
                 Ok(Some(remark)) => remarks.push(remark),
                 Ok(None) => {}
                 Err(sentence) => why.push(sentence),
