@@ -153,7 +153,9 @@ impl Process {
         .map(|(what, _)| what.to_owned())
         .collect();
         for cluster in &new.clusters {
-            let Some(running) = self.clusters.get(&cluster.name).map(|running| running.config()) else { continue };
+            let Some(running) = self.clusters.get(&cluster.name).map(|running| running.config()) else {
+                continue;
+            };
             let same = running.scope == cluster.scope
                 && running.namespace == cluster.namespace
                 && running.rest == cluster.rest

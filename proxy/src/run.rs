@@ -119,8 +119,10 @@ impl Process {
             process.start_cluster(cluster);
         }
         let listeners = process.config.listeners.clone();
-        let bound: Vec<Listener> =
-            listeners.iter().map(|listener| process.bind(listener, Arc::default())).collect::<Result<_, _>>()?;
+        let bound: Vec<Listener> = listeners
+            .iter()
+            .map(|listener| process.bind(listener, Arc::default()))
+            .collect::<Result<_, _>>()?;
         for listener in bound {
             process.start_listener(listener)?;
         }
@@ -176,8 +178,10 @@ impl Process {
             handle.set_listening(listener.is_accepting());
             Arc::new(handle)
         });
-        let parts =
-            Parts { clusters: clusters.map(|cluster| Arc::clone(cluster.handle())).collect(), listeners: listeners.collect() };
+        let parts = Parts {
+            clusters: clusters.map(|cluster| Arc::clone(cluster.handle())).collect(),
+            listeners: listeners.collect(),
+        };
         self.app.parts.store(Arc::new(parts));
     }
 
