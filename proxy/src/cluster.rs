@@ -54,7 +54,7 @@ impl Cluster {
             app: Arc::clone(app),
             asker: Asker::new(&config.scope, config.rest.clone(), clock, events.clone(), questions.clone()),
             prober: Prober::new(events.clone(), questions),
-            clock: clock,
+            clock,
             events: received,
         };
         let mut tasks = JoinSet::new();
@@ -73,7 +73,9 @@ impl Cluster {
         cluster
     }
 
-    fn start_source(&mut self, stats: Arc<SourceStats>) {
+    /// Starts the source, or starts it anew: dropping the old set ends the old one.
+    fn start_source(&mut self) {
+        let stats = Arc::new(SourceStats::new(&self.config, self.clock));
         self.handle.set_source(Arc::clone(&stats));
         self.source = JoinSet::new();
         let (config, events) = (self.config.clone(), self.events.clone());

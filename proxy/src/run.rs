@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -87,7 +88,7 @@ fn status_line(app: &App) -> String {
         let Some(described) = cluster.status() else { continue };
         let primary = &described.status.primary;
         let member = primary.member.as_ref().map_or("nobody", |member| member.as_str());
-        line.push_str(&format!("; {}: {member} {}", cluster.name, primary.state));
+        let _ = write!(line, "; {}: {member} {}", cluster.name, primary.state); // a String takes everything
     }
     line
 }
