@@ -312,7 +312,7 @@ function timeline(many) {
       many ? h('td', {class: 'when'}, e.cluster) : null, h('td', {}, e.text));
   });
   put($('timeline'), rows.length ? rows : h('tr', {}, h('td', {}, ''), h('td', {class: 'soft'}, 'Nothing has happened since the start.')));
-  put($('timeline-note'), all.length ? `${all.length === SHOWN ? `the last ${SHOWN}` : count(all.length)} entries, newest first` : '');
+  put($('timeline-note'), all.length > 1 ? `${all.length === SHOWN ? `the last ${SHOWN}` : count(all.length)} entries, newest first` : '');
 }
 
 async function loadTimeline() {

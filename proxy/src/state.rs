@@ -206,12 +206,24 @@ pub struct Described {
     pub status: Arc<ClusterStatus>,
     /// When it was made.
     pub made: Instant,
+    /// Since when no primary has been routed to. `None`: one is.
+    unserved: Option<Instant>,
 }
 
 impl Described {
     /// The description with its ages as of now.
     pub fn now(&self) -> ClusterStatus {
-        aged(&self.status, self.made.elapsed())
+        let mut status = aged(&self.status, self.made.elapsed());
+        if status.primary.member.is_none() {
+            // Nobody's state has an age; the time without a primary has.
+            status.primary.since_ms = u64::try_from(self.without_primary().as_millis()).unwrap_or(u64::MAX);
+        }
+        status
+    }
+
+    /// For how long no primary has been routed to: through an election, and until the next one is confirmed.
+    pub fn without_primary(&self) -> Duration {
+        self.unserved.map(|since| since.elapsed()).unwrap_or_default()
     }
 }
 
@@ -245,7 +257,11 @@ impl ClusterHandle {
 
     /// Only the control task calls this: after each change, and at least every second.
     pub fn describe(&self, status: ClusterStatus) {
-        self.status.store(Some(Arc::new(Described { status: Arc::new(status), made: Instant::now() })));
+        let made = Instant::now();
+        let before = self.status().and_then(|described| described.unserved);
+        let began = made.checked_sub(Duration::from_millis(status.primary.since_ms)).unwrap_or(made);
+        let unserved = (status.primary.state != "confirmed").then(|| before.unwrap_or(began));
+        self.status.store(Some(Arc::new(Described { status: Arc::new(status), made, unserved })));
     }
 
     /// The last description. `None`: the control task has not made any yet.

@@ -193,6 +193,7 @@ async fn primary_is_well_while_sessions_are_held_within_bounds() {
     let gone = |since_ms: u64| {
         move |status: &mut ClusterStatus| {
             status.primary.state = "none";
+            status.primary.member = None;
             status.primary.since_ms = since_ms;
             status.routes[0].candidates.clear();
             status.routes[0].why_not = Some(NoRoute::LeaderKeyGone { last: None });
@@ -208,11 +209,19 @@ async fn primary_is_well_while_sessions_are_held_within_bounds() {
     assert_eq!(served.get("/ready").await.status, 200);
     assert_eq!(served.get("/replicas").await.status, 200);
 
-    served.describe(gone(61_000)); // longer than `hold`
+    // The time without a primary goes on through the states of an election…
+    served.describe(gone(0));
+    let status = served.get("/api/v1/status").await.json();
+    let since = status["clusters"][0]["status"]["primary"]["since_ms"].as_u64().unwrap();
+    assert!((10_000..60_000).contains(&since), "{since}");
+    // …and ends with a confirmed primary. A new one that is longer than `hold` is told.
+    served.describe(|_| {});
+    served.describe(gone(61_000));
     let answer = served.get("/primary").await;
     assert!(why(&answer).starts_with("there has been no primary for longer"), "{}", answer.body);
     assert_eq!(served.get("/ready").await.status, 200);
 
+    served.describe(|_| {});
     served.describe(gone(10_000));
     (0..10_000).for_each(|_| served.made_up.held("primary"));
     let answer = served.get("/primary").await;
