@@ -163,6 +163,7 @@ function storeCard(cluster, status) {
     h('h3', {}, 'Store'),
     h('div', {class: 'big mid'}, h('b', {}, cluster.source), pill(kind, s.state === 'never' ? 'not reached yet' : s.state)),
     h('div', {class: 'facts'},
+      cluster.endpoint ? h('span', {class: 'mono'}, cluster.endpoint) : null,
       h('span', {}, 'last sign of life ', h('b', {}, sign)), h('span', {}, 'revision ', h('b', {}, s.revision)),
       h('span', {}, 'snapshots ', h('b', {}, count(s.views))), h('span', {}, 'reconnects ', h('b', {}, count(cluster.store_reconnects)))),
     s.error ? h('p', {class: 'why bad'}, s.error) : null);
@@ -311,7 +312,7 @@ function timeline(many) {
       many ? h('td', {class: 'when'}, e.cluster) : null, h('td', {}, e.text));
   });
   put($('timeline'), rows.length ? rows : h('tr', {}, h('td', {}, ''), h('td', {class: 'soft'}, 'Nothing has happened since the start.')));
-  put($('timeline-note'), all.length ? `${all.length === SHOWN ? `the last ${SHOWN}` : count(all.length)} entries, newest first` : '');
+  put($('timeline-note'), all.length > 1 ? `${all.length === SHOWN ? `the last ${SHOWN}` : count(all.length)} entries, newest first` : '');
 }
 
 async function loadTimeline() {

@@ -89,9 +89,9 @@ impl Logging {
         }
     }
 
-    /// Lines that were dropped so far.
-    pub fn dropped(&self) -> u64 {
-        self.dropped.load(Ordering::Relaxed)
+    /// Counts the lines that were dropped.
+    pub fn dropped_lines(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.dropped)
     }
 }
 
@@ -242,7 +242,7 @@ fn write_lines<W: Write>(queue: &Receiver<Vec<u8>>, mut out: W, dropped: &Atomic
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
-    use std::sync::mpsc;
+    use std::sync::mpsc::channel;
 
     use tracing::subscriber::with_default;
 
@@ -321,7 +321,7 @@ mod tests {
     #[test]
     fn who_logs_never_waits_and_lost_lines_are_told() {
         /// Takes one line, then nothing until it is told to.
-        struct Stuck(mpsc::Receiver<()>, Shared);
+        struct Stuck(Receiver<()>, Shared);
         impl Write for Stuck {
             fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
                 let _ = self.0.recv();
@@ -331,14 +331,14 @@ mod tests {
                 Ok(())
             }
         }
-        let (release, stuck) = mpsc::channel();
+        let (release, stuck) = channel();
         let out = Shared::default();
         let config = config(LogFormat::Text, LogLevel::Info);
         let (logging, subscriber) = Logging::build(config, Stuck(stuck, out.clone()), false);
         with_default(subscriber, || {
             (0..QUEUE + 50).for_each(|n| tracing::info!(n, "line"));
         });
-        let dropped = logging.dropped();
+        let dropped = logging.dropped_lines().load(Ordering::Relaxed);
         assert!((49..=50).contains(&dropped), "one line is in the writer's hands, or not yet: {dropped}");
         drop(release); // every later write goes through
         drop(logging);

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,7 +37,7 @@ pub async fn run(config: Config, file: &Path, logging: &Logging) -> anyhow::Resu
     if let Some(warning) = life::raise_descriptors(&config).warning() {
         tracing::warn!("{warning}");
     }
-    let app = Arc::new(App::new(config.node.clone()));
+    let app = Arc::new(App::new(config.node.clone()).with_log(logging.dropped_lines()));
     let admin = Admin::bind(&config.admin)?;
     let mut process = Process::start(file.to_owned(), config, Arc::clone(&app))?;
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
@@ -48,7 +49,6 @@ pub async fn run(config: Config, file: &Path, logging: &Logging) -> anyhow::Resu
     tracing::info!(node = %app.node, version = env!("CARGO_PKG_VERSION"), "ready");
 
     loop {
-        app.set_log_lines_dropped(logging.dropped());
         match signals.next().await {
             Signal::Reload => {
                 life::notify_reloading();
@@ -88,7 +88,7 @@ fn status_line(app: &App) -> String {
         let Some(described) = cluster.status() else { continue };
         let primary = &described.status.primary;
         let member = primary.member.as_ref().map_or("nobody", |member| member.as_str());
-        line.push_str(&format!("; {}: {member} {}", cluster.name, primary.state));
+        let _ = write!(line, "; {}: {member} {}", cluster.name, primary.state); // a String takes everything
     }
     line
 }
@@ -120,8 +120,10 @@ impl Process {
             process.start_cluster(cluster);
         }
         let listeners = process.config.listeners.clone();
-        let bound: Vec<Listener> =
-            listeners.iter().map(|listener| process.bind(listener, Arc::default())).collect::<Result<_, _>>()?;
+        let bound: Vec<Listener> = listeners
+            .iter()
+            .map(|listener| process.bind(listener, Arc::default()))
+            .collect::<Result<_, _>>()?;
         for listener in bound {
             process.start_listener(listener)?;
         }
@@ -177,8 +179,10 @@ impl Process {
             handle.set_listening(listener.is_accepting());
             Arc::new(handle)
         });
-        let parts =
-            Parts { clusters: clusters.map(|cluster| Arc::clone(cluster.handle())).collect(), listeners: listeners.collect() };
+        let parts = Parts {
+            clusters: clusters.map(|cluster| Arc::clone(cluster.handle())).collect(),
+            listeners: listeners.collect(),
+        };
         self.app.parts.store(Arc::new(parts));
     }
 

@@ -111,7 +111,10 @@ fn status_of_a_healthy_cluster() {
         ]
     );
     let head: Vec<_> = text.lines().take(4).map(calm).collect();
-    assert!(head[0].starts_with("lb0: ready, up 0") && head[0].contains(", 0 sessions, pointsman 0.0.0 (pid 0)"), "{text}");
+    assert!(
+        head[0].starts_with("lb0: ready, up 0") && head[0].contains(", 0 sessions, pointsman 0.0.0 (pid 0)"),
+        "{text}"
+    );
     assert_eq!(head[2], "cluster main (etcd: alive, 0 ms ago)");
     assert_eq!(head[3], " primary pg0 at 0.0.0.0:0, confirmed for 0 min 0 s (by rest, 0 ms ago)");
 }
@@ -131,7 +134,10 @@ fn status_in_trouble_says_so() {
         assert!(text.lines().any(|found| found == line), "no {line:?} in\n{text}");
     }
     assert!(text.contains("  primary  none for 12."), "{text}");
-    assert!(text.contains("held          0     0         0   0    0  there is no leader; the last one was pg1"), "{text}");
+    assert!(
+        text.contains("held          0     0         0   0    0  there is no leader; the last one was pg1"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -179,7 +185,11 @@ fn events_are_told_and_followed() {
     let all = served.table(&["events"]);
     assert_eq!(all.lines().count(), 9);
     let line = served.table(&["events", "--since", "7"]).lines().next().unwrap().to_owned();
-    assert!(line.starts_with("     8  20") && line.ends_with("Z    main: pg1 is confirmed as primary (by rest, after 163 ms)"), "{line}");
+    assert!(
+        line.starts_with("     8  20")
+            && line.ends_with("Z    main: pg1 is confirmed as primary (by rest, after 163 ms)"),
+        "{line}"
+    );
 
     let mut command = pointsman(&["events", "--follow", "--since", "9", "--socket"]);
     let child = command.arg(&served.socket).stdout(Stdio::piped()).spawn().unwrap();
@@ -187,7 +197,10 @@ fn events_are_told_and_followed() {
     served.made_up.note(Duration::ZERO, Loudness::Warn, Some("pg1"), What::LeaderKeyGone);
     let mut line = String::new();
     BufReader::new(child.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    assert!(line.starts_with("    10  ") && line.ends_with("Z  ! main: the leader key of pg1 is gone\n"), "{line}");
+    assert!(
+        line.starts_with("    10  ") && line.ends_with("Z  ! main: the leader key of pg1 is gone\n"),
+        "{line}"
+    );
 }
 
 /// A child that does not outlive its test.
@@ -204,9 +217,12 @@ impl Drop for Reaped {
 fn scripts_get_json() {
     let served = serve(made_up(3));
     served.made_up.switchover();
-    for (command, pointer) in
-        [("status", "/process/node"), ("members", "/0/name"), ("sessions", "/total"), ("events", "/entries/0/text")]
-    {
+    for (command, pointer) in [
+        ("status", "/process/node"),
+        ("members", "/0/name"),
+        ("sessions", "/total"),
+        ("events", "/entries/0/text"),
+    ] {
         let output = served.ask(&[command, "--json"]);
         let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
         assert!(value.pointer(pointer).is_some(), "{command}: {value}");
@@ -216,7 +232,9 @@ fn scripts_get_json() {
 #[test]
 fn members_are_drained_and_taken_back() {
     let mut served = serve(made_up(3));
-    for (word, mode) in [("drain", AdminMode::Drain), ("maint", AdminMode::Maint), ("ready", AdminMode::Ready)] {
+    for (word, mode) in
+        [("drain", AdminMode::Drain), ("maint", AdminMode::Maint), ("ready", AdminMode::Ready)]
+    {
         assert_eq!(served.table(&[word, "main/pg2"]), format!("main/pg2 is set to {word}\n"));
         assert_eq!(served.made_up.wishes.try_recv().unwrap(), Event::Admin { member: "pg2".into(), mode });
     }
@@ -286,7 +304,10 @@ fn check_says_fine_or_everything_that_is_wrong() {
     let file = write(dir.path(), GOOD);
     let output = run(&["check", "--config", &file]);
     assert_eq!(text(&output.stderr), "");
-    assert_eq!(text(&output.stdout), format!("{file}: the configuration is fine: 2 listeners, 1 cluster, node lb1\n"));
+    assert_eq!(
+        text(&output.stdout),
+        format!("{file}: the configuration is fine: 2 listeners, 1 cluster, node lb1\n")
+    );
 
     let file = write(dir.path(), &GOOD.replace("target", "targt").replace("2379", "port"));
     let output = run(&["check", "--config", &file]);

@@ -1,5 +1,6 @@
 //! What Prometheus reads: every line is understood by a parser that is stricter than Prometheus.
 #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+#![allow(clippy::float_cmp, reason = "small whole numbers, and numbers that were written out in full")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -22,14 +23,16 @@ struct Scrape {
 
 fn is_name(text: &str) -> bool {
     let mut chars = text.chars();
-    chars.next().is_some_and(|c| c.is_ascii_lowercase()) && chars.all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+    chars.next().is_some_and(|c| c.is_ascii_lowercase())
+        && chars.all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
 }
 
 /// Splits `a="b",c="d\"e"` and checks names and escapes.
 fn labels(mut text: &str) -> Vec<(String, String)> {
     let mut found = Vec::new();
     while !text.is_empty() {
-        let (name, rest) = text.split_once("=\"").unwrap_or_else(|| panic!("a label without a value: {text}"));
+        let (name, rest) =
+            text.split_once("=\"").unwrap_or_else(|| panic!("a label without a value: {text}"));
         assert!(is_name(name), "{name}");
         let (mut value, mut end) = (String::new(), None);
         let mut chars = rest.char_indices();
@@ -64,7 +67,7 @@ fn parse(text: &str) -> Scrape {
             let (name, help) = rest.split_once(' ').unwrap();
             assert!(is_name(name) && help.ends_with('.') && help.len() > 15, "{line}");
             assert!(scrape.helps.insert(name.to_owned()), "{name} comes twice");
-            family = name.to_owned();
+            name.clone_into(&mut family);
         } else if let Some(rest) = line.strip_prefix("# TYPE ") {
             let (name, kind) = rest.split_once(' ').unwrap();
             assert_eq!(name, family, "TYPE follows HELP");
@@ -103,13 +106,21 @@ fn every_line_parses_and_every_family_has_help_and_type() {
     made_up.traffic("primary", "pg1", 1000);
     made_up.switchover();
     let scrape = parse(&render(&made_up));
-    let get = |series: &str| *scrape.samples.get(series).unwrap_or_else(|| panic!("no {series}: {:#?}", scrape.samples.keys()));
+    let get = |series: &str| {
+        *scrape.samples.get(series).unwrap_or_else(|| panic!("no {series}: {:#?}", scrape.samples.keys()))
+    };
     assert_eq!(get(r#"pointsman_primary_state{cluster="main",state="confirmed"}"#), 1.0);
     assert_eq!(get(r#"pointsman_primary_state{cluster="main",state="none"}"#), 0.0);
     assert_eq!(get(r#"pointsman_listener_candidates{cluster="main",listener="replicas"}"#), 2.0);
     assert_eq!(get(r#"pointsman_listener_sessions{cluster="main",listener="primary"}"#), 1.0);
-    assert_eq!(get(r#"pointsman_server_bytes_out_total{cluster="main",listener="primary",member="pg1"}"#), 7000.0);
-    assert_eq!(get(r#"pointsman_server_dial_seconds_total{cluster="main",listener="primary",member="pg1"}"#), 0.0017);
+    assert_eq!(
+        get(r#"pointsman_server_bytes_out_total{cluster="main",listener="primary",member="pg1"}"#),
+        7000.0
+    );
+    assert_eq!(
+        get(r#"pointsman_server_dial_seconds_total{cluster="main",listener="primary",member="pg1"}"#),
+        0.0017
+    );
     assert_eq!(scrape.kinds["pointsman_server_dial_seconds_total"], "counter");
     assert_eq!(get(r#"pointsman_member_role{cluster="main",member="pg2",role="replica"}"#), 1.0);
     assert_eq!(get(r#"pointsman_notes_total{cluster="main",kind="replica-in"}"#), 2.0);
@@ -167,13 +178,19 @@ fn states_follow_and_what_accumulates_stays() {
     for expected in 1..=3 {
         made_up.note(Duration::ZERO, Loudness::Info, Some("pg1"), confirmed.clone());
         let scrape = parse(&render(&made_up));
-        assert_eq!(scrape.samples[r#"pointsman_takeover_seconds_count{cluster="main"}"#], f64::from(expected));
+        assert_eq!(
+            scrape.samples[r#"pointsman_takeover_seconds_count{cluster="main"}"#],
+            f64::from(expected)
+        );
     }
     made_up.cluster.describe(trouble(6));
     made_up.app.set_reload(Err("line 3".to_owned()));
     let scrape = parse(&render(&made_up));
     assert_eq!(scrape.samples[r#"pointsman_primary_state{cluster="main",state="none"}"#], 1.0);
-    assert_eq!(scrape.samples[r#"pointsman_listener_no_route{cluster="main",listener="primary",reason="leader-key-gone"}"#], 1.0);
+    assert_eq!(
+        scrape.samples[r#"pointsman_listener_no_route{cluster="main",listener="primary",reason="leader-key-gone"}"#],
+        1.0
+    );
     assert_eq!(scrape.samples[r#"pointsman_member_up{cluster="main",member="pg1"}"#], 0.0);
     assert_eq!(scrape.samples[r#"pointsman_member_admin{cluster="main",member="pg4",mode="maint"}"#], 1.0);
     assert_eq!(scrape.samples["pointsman_last_reload_ok"], 0.0);
@@ -187,5 +204,8 @@ fn a_hostile_name_is_escaped() {
     status.members[0].name = MemberName::from("a\"b\\c\nd} 1\n# TYPE x");
     made_up.cluster.describe(status);
     let scrape = parse(&render(&made_up));
-    assert_eq!(scrape.samples[r#"pointsman_member_up{cluster="main",member="a\"b\\c\nd} 1\n# TYPE x"}"#], 1.0);
+    assert_eq!(
+        scrape.samples[r#"pointsman_member_up{cluster="main",member="a\"b\\c\nd} 1\n# TYPE x"}"#],
+        1.0
+    );
 }

@@ -49,6 +49,8 @@ struct Process {
 struct Cluster {
     name: ClusterName,
     source: &'static str,
+    /// The endpoint of the store that is being watched.
+    endpoint: Option<String>,
     store_reconnects: u64,
     /// The age of the status itself; its own ages are up to date.
     described_ms: Option<u64>,
@@ -178,10 +180,12 @@ fn about(app: &App) -> Process {
 fn cluster(parts: &Parts, handle: &ClusterHandle) -> Cluster {
     let described = handle.status();
     let traffic = traffic(parts, &handle.name);
+    let source = handle.source_stats();
     Cluster {
         name: handle.name.clone(),
         source: handle.source,
-        store_reconnects: handle.store_reconnects.get(),
+        endpoint: source.as_ref().and_then(|source| source.connected().map(str::to_owned)),
+        store_reconnects: source.map_or(0, |source| source.reconnects()),
         described_ms: described.as_ref().map(|described| millis(described.made.elapsed())),
         status: described.map(|described| described.now()),
         traffic: traffic.into_iter().map(|(member, sum)| (member.to_string(), sum)).collect(),

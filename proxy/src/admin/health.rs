@@ -16,7 +16,7 @@ use pointsman_core::status::{ClusterStatus, MemberStatus};
 use serde::Serialize;
 
 use super::answer::{self, Answer};
-use crate::state::{App, ClusterHandle, Life, ListenerHandle, Parts, STUCK};
+use crate::state::{App, ClusterHandle, Described, Life, ListenerHandle, Parts, STUCK};
 
 /// What a health answer says.
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -61,7 +61,7 @@ pub(super) fn ready(app: &App, cluster: Option<&str>) -> Result<Verdict, String>
             why.push(format!("the listener {} does not accept connections", listener.name));
         }
         match described(cluster) {
-            Ok(status) => reach(&status, &mut why, &mut remarks),
+            Ok(described) => reach(&described.status, &mut why, &mut remarks),
             Err(sentence) => why.push(sentence),
         }
     }
@@ -88,8 +88,8 @@ fn serves(
     let mut why = serving(app);
     let mut remarks = Vec::new();
     for cluster in chosen(&parts, cluster)? {
-        let status = match described(cluster) {
-            Ok(status) => status,
+        let (now, unserved) = match described(cluster) {
+            Ok(described) => (described.now(), described.without_primary()),
             Err(sentence) => {
                 why.push(sentence);
                 continue;
@@ -101,7 +101,7 @@ fn serves(
             why.push(format!("the cluster {} has no listener for {what}", cluster.name));
         }
         for listener in asked {
-            match would_serve(&status, listener) {
+            match would_serve(&now, unserved, listener) {
                 Ok(Some(remark)) => remarks.push(remark),
                 Ok(None) => {}
                 Err(sentence) => why.push(sentence),
@@ -112,7 +112,11 @@ fn serves(
 }
 
 /// Whether a new session would be served (nothing to say), held (a remark) or refused (an error).
-fn would_serve(status: &ClusterStatus, listener: &ListenerHandle) -> Result<Option<String>, String> {
+fn would_serve(
+    status: &ClusterStatus,
+    waited: Duration,
+    listener: &ListenerHandle,
+) -> Result<Option<String>, String> {
     let name = &listener.name;
     if !listener.listening() {
         return Err(format!("the listener {name} does not accept connections"));
@@ -125,7 +129,6 @@ fn would_serve(status: &ClusterStatus, listener: &ListenerHandle) -> Result<Opti
     }
     let reason = route.why_not.as_ref().map_or_else(|| "no candidate".to_owned(), NoRoute::to_string);
     let held = listener.stats.held.get();
-    let waited = Duration::from_millis(status.primary.since_ms);
     if listener.hold.is_zero() || route.why_not == Some(NoRoute::StandbyCluster) {
         Err(format!("the listener {name} refuses: {reason}"))
     } else if held >= u64::from(listener.max_held) {
@@ -170,7 +173,7 @@ fn unreachable(member: &MemberStatus) -> bool {
     member.health == "down" || (member.health == "unknown" && no_answer)
 }
 
-fn described(cluster: &ClusterHandle) -> Result<ClusterStatus, String> {
+fn described(cluster: &ClusterHandle) -> Result<Arc<Described>, String> {
     let Some(described) = cluster.status() else {
         return Err(format!("the cluster {} has not been looked at yet", cluster.name));
     };
@@ -178,7 +181,7 @@ fn described(cluster: &ClusterHandle) -> Result<ClusterStatus, String> {
     if age > STUCK {
         return Err(format!("the cluster {} has not been looked at for {} s", cluster.name, age.as_secs()));
     }
-    Ok(described.now())
+    Ok(described)
 }
 
 /// The cluster of this name, or all.

@@ -54,9 +54,16 @@ fn write_store(scrape: &Scrape, cluster: &ClusterHandle) {
     scrape.gauge(revision, labels, store.map_or(0.0, |store| store.revision as f64));
     let views = family("pointsman_store_views_total", "Snapshots taken from the store.");
     scrape.counter(views, labels, store.map_or(0, |store| store.views));
+    let source = cluster.source_stats();
     let reconnects =
         family("pointsman_store_reconnects_total", "Connections to the store after the first one.");
-    scrape.counter(reconnects, labels, cluster.store_reconnects.get());
+    scrape.counter(reconnects, labels, source.as_ref().map_or(0, |source| source.reconnects()));
+    let restarts =
+        family("pointsman_store_watch_restarts_total", "Watches of the store that ended, for any reason.");
+    scrape.counter(restarts, labels, source.as_ref().map_or(0, |source| source.watch_restarts()));
+    let connected =
+        family("pointsman_store_connected", "Whether an endpoint of the store is being watched now.");
+    scrape.flag(connected, labels, source.is_some_and(|source| source.connected().is_some()));
 }
 
 fn write_cluster(scrape: &Scrape, status: &ClusterStatus) {
