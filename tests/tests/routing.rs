@@ -537,17 +537,37 @@ async fn a_lagging_replica_is_left_alone(
     primary: SocketAddr,
     replica: SocketAddr,
 ) -> Result<()> {
-    let tools = &cluster.site.tools;
+    let (tools, leader) = (&cluster.site.tools, cluster.member("pg1")?);
+    let patience = json!({ "max_standby_streaming_delay": -1 });
+    cluster.configure(&json!({ "postgresql": { "parameters": patience } })).await?;
+    sql::psql(tools, &leader.conninfo(), "create table gate (); create table written (text text)").await?;
+    wait::until("the replica to know of the tables, and to be patient", SOON, async || {
+        let statement = "select current_setting('max_standby_streaming_delay') || to_regclass('written')";
+        let seen = sql::psql(tools, &cluster.member("pg2")?.conninfo(), statement).await?;
+        ensure!(seen == "-1written", "{seen}");
+        Ok(())
+    })
+    .await?;
     led_to(close_behind, replica).await?;
     let session = Client::connect(close_behind, SOON).await?;
-    sql::psql(tools, &cluster.member("pg2")?.conninfo(), "select pg_wal_replay_pause()").await?;
-    let fill = "create table lag as select repeat('x', 1000) from generate_series(1, 20000)";
-    sql::psql(tools, &cluster.member("pg1")?.conninfo(), fill).await?;
-    led_to(close_behind, primary).await?;
+    // A reader in the way of the replay. (A paused replay would be resumed by Patroni.)
+    let reader = Client::connect(replica, SOON).await?;
+    reader.session.batch_execute("begin isolation level repeatable read; select from gate").await?;
+    sql::psql(tools, &leader.conninfo(), "drop table gate").await?;
+    let fill = "insert into written select repeat('x', 1000) from generate_series(1, 20000)";
+    sql::psql(tools, &leader.conninfo(), fill).await?;
+    let trickle = Client::connect(primary, SOON).await?;
+    wait::until("the limited port to lead to the primary", Duration::from_secs(40), async || {
+        trickle.session.batch_execute("insert into written values ('x')").await?;
+        let reached = sql::who(close_behind, SOON).await?;
+        ensure!(reached.server == primary, "it leads to {}", reached.server);
+        Ok(())
+    })
+    .await?;
     // Drained, not cut; and who set no limit is not concerned.
     assert_eq!(session.reached().await?.server, replica);
     assert_eq!(sql::who(pointsman.replicas(), SOON).await?.server, replica);
-    sql::psql(tools, &cluster.member("pg2")?.conninfo(), "select pg_wal_replay_resume()").await?;
+    drop(reader);
     led_to(close_behind, replica).await
 }
 
