@@ -25,18 +25,23 @@ use std::time::Duration;
 
 use pointsman_config::{ClusterName, ListenerName, Target};
 
-use crate::event::{Answer, DialOutcome, Effect, Event, Loudness, Note, Policy, StoreCondition, What};
-use crate::route::RouteTable;
+use crate::event::{
+    Answer, DialOutcome, Effect, Event, Loudness, Note, Policy, Status, StoreCondition, What,
+};
+use crate::route::{GrantRole, RevokeReason, RouteTable};
 use crate::time::{Moment, Now};
-use crate::view::{ClusterView, Complaint, MemberName, MemberView, Revision, SyncView};
+use crate::view::{ClusterSettings, ClusterView, Complaint, MemberName, MemberView, Revision, SyncView};
 
 use self::lag::Optimes;
 use self::member::{HealthChange, Member};
 use self::primary::{Announced, Owner};
+use self::replicas::Unrest;
 use self::terms::Terms;
 
 /// A store without any sign of life for so long is taken for lost, whatever its source says.
 const SILENCE: Duration = Duration::from_secs(15);
+/// The topology looks at the world this often at least.
+const AT_LEAST_EVERY: Duration = Duration::from_secs(3);
 /// A member whose key has been gone for so long is forgotten.
 const FORGET: Duration = Duration::from_secs(600);
 
@@ -72,7 +77,7 @@ pub struct Topology {
     /// The leader key names somebody whom we have never seen.
     unknown_leader: Option<MemberName>,
     announced: Option<Announced>,
-    leader_changed_at: Option<Moment>,
+    unrest: Option<Unrest>,
     last_sync: Option<(SyncView, Moment)>,
     optimes: Optimes,
     terms: Terms,
@@ -94,7 +99,7 @@ impl Topology {
             owner: None,
             unknown_leader: None,
             announced: None,
-            leader_changed_at: None,
+            unrest: None,
             last_sync: None,
             optimes: Optimes::default(),
             terms: Terms::default(),
@@ -130,23 +135,29 @@ impl Topology {
     /// When [`Topology::handle`] must be called at the latest.
     pub fn poll_timeout(&self, now: Now) -> Moment {
         let silence = self.store.last_alive.filter(|_| !self.store.lost()).map(|at| at + SILENCE);
-        let stale = self.owner.as_ref().and_then(Owner::last_confirmed).map(|at| {
-            let ttl = self.view.as_ref().map_or(30, |view| view.settings.ttl);
-            at.max(self.store.last_alive.unwrap_or(Moment::ZERO)) + Duration::from_secs(ttl.into())
-        });
-        let fresh = now.mono + primary::FRESH;
+        let latest = now.mono + AT_LEAST_EVERY;
+        [self.question_timeout(now.mono), self.by_itself(now), silence]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(latest)
+            .min(latest)
+    }
+
+    /// When the table may change next without any event.
+    fn by_itself(&self, now: Now) -> Option<Moment> {
+        let claims = || self.members.values().filter_map(Member::claim_ends);
+        let weighed = self.store.lost() || self.view.as_ref().is_some_and(|view| view.leader.is_none());
         [
-            self.question_timeout(now.mono),
             self.grace_timeout(now.mono),
-            self.announcement_timeout(now).filter(|at| *at > now.mono),
-            silence,
-            stale.filter(|at| *at > now.mono),
+            self.announcement_timeout(now),
+            self.stale_at().filter(|_| self.store.lost()),
+            weighed.then(|| claims().filter(|at| *at > now.mono).min()).flatten(),
         ]
         .into_iter()
         .flatten()
+        .filter(|at| *at > now.mono)
         .min()
-        .unwrap_or(fresh)
-        .min(fresh)
     }
 
     /// The table in force.
@@ -165,6 +176,7 @@ impl Topology {
         self.announcement(announcement.as_ref(), now);
         self.confirm_by_key(now.mono);
         self.follow_members(now.mono);
+        self.watch_followers(now.mono);
         self.forget_members(now.mono);
         self.publish(now.mono);
         self.note_replicas(now.mono);
@@ -175,15 +187,19 @@ impl Topology {
         self.take_condition(StoreCondition::Alive, now.mono);
         self.store.views += 1;
         self.take_complaints(&view);
+        if view.revision < self.revision() {
+            self.forget_lag(); // another store, or an old one restored: revisions begin anew
+        }
         if let Some((position, revision)) = view.optime {
             self.optimes.push(position, revision);
         }
-        self.take_settings(&view);
         self.remember_sync(view.sync.as_ref(), now.mono);
         let had_key = self.view.as_ref().is_some_and(|before| before.leader.is_some());
+        let settings = self.view.as_ref().map(|before| before.settings.clone()).unwrap_or_default();
         let leader = view.leader.clone();
         let members = view.members.clone();
         self.view = Some(view);
+        self.settings_changed(&settings, now.mono);
         let changed = self.take_members(members, now.mono);
         self.leader_key(leader.as_ref(), had_key, now.mono);
         for (before, after) in changed {
@@ -252,18 +268,17 @@ impl Topology {
         self.complaints = now;
     }
 
-    fn take_settings(&mut self, view: &ClusterView) {
-        let before = self.view.as_ref().map(|view| view.settings.clone()).unwrap_or_default();
-        if before.paused != view.settings.paused {
-            self.note(Loudness::Info, None, What::Paused { paused: view.settings.paused });
+    fn settings_changed(&mut self, before: &ClusterSettings, now: Moment) {
+        let Some(settings) = self.view.as_ref().map(|view| view.settings.clone()) else { return };
+        if before.paused != settings.paused {
+            self.note(Loudness::Info, None, What::Paused { paused: settings.paused });
         }
-        if before.standby_cluster != view.settings.standby_cluster {
-            let standby = view.settings.standby_cluster;
+        let standby = settings.standby_cluster;
+        if before.standby_cluster != standby {
             self.note(Loudness::Info, None, What::StandbyCluster { standby });
+            self.doubt(now, "the cluster follows another one, or no longer does", false);
             if standby && let Some(owner) = self.owner.as_ref().map(|owner| owner.member.clone()) {
-                self.end_terms(&owner, crate::route::RevokeReason::Demoted, |_, role| {
-                    role == crate::route::GrantRole::Primary
-                });
+                self.end_terms(&owner, RevokeReason::Demoted, |_, role| role == GrantRole::Primary);
             }
         }
     }
@@ -283,6 +298,7 @@ impl Topology {
                     return;
                 }
                 self.store.lost = Some((now, error.clone()));
+                self.members.values_mut().for_each(Member::forget_seen);
                 self.note(Loudness::Warn, None, What::StoreLost { error });
             }
         }
@@ -290,9 +306,9 @@ impl Topology {
 
     fn take_answer(&mut self, answer: &Answer, now: Moment) {
         let Some(member) = self.members.get_mut(&answer.member) else { return };
-        let claimed = member.answered().is_some_and(crate::event::Status::writable);
+        let claimed = member.last_status().is_some_and(Status::writable);
         member.take_answer(answer);
-        let claims = member.answered().is_some_and(crate::event::Status::writable);
+        let claims = member.last_status().is_some_and(Status::writable);
         if self.owner.as_ref().is_some_and(|owner| owner.member == answer.member) {
             self.owner_answered(answer, now);
         } else if claims && !claimed && !self.store.lost() {

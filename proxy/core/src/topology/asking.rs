@@ -26,17 +26,14 @@ impl Topology {
     fn ask_interval(&self, name: &MemberName, now: Moment) -> Option<Duration> {
         let leaderless = self.view.as_ref().is_some_and(|view| view.leader.is_none());
         let owner = self.owner.as_ref().filter(|owner| owner.member == *name);
-        match owner.map(|owner| owner.standing) {
-            Some(Standing::Pending { since, .. }) => Some(backoff(now.since(since))),
-            Some(Standing::Confirmed { .. }) if self.announced.is_some() => Some(PEACE / 4),
-            Some(Standing::Confirmed { last, .. })
-                if self.store.lost_since().is_some_and(|lost| lost > last) =>
-            {
-                Some(PEACE / 4) // it has not spoken since the store fell silent
-            }
-            Some(Standing::Confirmed { .. }) => Some(PEACE),
-            None if self.store.lost() || leaderless => Some(PEACE),
-            None => None,
+        let Some(owner) = owner else {
+            return (self.store.lost() || leaderless).then_some(PEACE);
+        };
+        match (owner.standing, self.store.lost_since()) {
+            (Standing::Pending { .. }, _) => Some(backoff(now.since(owner.eager_since))),
+            (Standing::Confirmed { last, .. }, Some(lost)) if lost > last => Some(backoff(now.since(lost))),
+            (Standing::Confirmed { .. }, _) if self.announced.is_some() => Some(PEACE / 4),
+            (Standing::Confirmed { .. }, _) => Some(PEACE),
         }
     }
 
@@ -46,8 +43,10 @@ impl Topology {
             return None;
         }
         let owner = self.owner.as_ref().filter(|owner| owner.member == *name);
-        if let Some(Standing::Pending { since, reach: true, .. }) = owner.map(|owner| owner.standing) {
-            return Some(backoff(now.since(since)));
+        if let Some(owner) = owner
+            && let Standing::Pending { reach: true, .. } = owner.standing
+        {
+            return Some(backoff(now.since(owner.eager_since)));
         }
         Some(member.health.interval())
     }
