@@ -82,6 +82,10 @@ pub struct Topology {
     optimes: Optimes,
     terms: Terms,
     table: Arc<RouteTable>,
+    /// Something has happened since the last weighing that the table may depend on.
+    touched: bool,
+    /// When everything is weighed again even if nothing happens.
+    weigh_at: Moment,
     dice: u64,
     effects: Vec<Effect>,
 }
@@ -104,6 +108,8 @@ impl Topology {
             optimes: Optimes::default(),
             terms: Terms::default(),
             table: Arc::new(RouteTable { generation: 0, routes: BTreeMap::new() }),
+            touched: true,
+            weigh_at: Moment::ZERO,
             dice: seed | 1,
             effects: Vec::new(),
         }
@@ -111,7 +117,7 @@ impl Topology {
 
     /// Takes in one event; returns what the shell has to do, in order.
     pub fn handle(&mut self, now: Now, event: Event) -> Vec<Effect> {
-        self.throw_dice();
+        self.touched |= matches!(event, Event::View(_) | Event::Admin { .. } | Event::Policy(_));
         match event {
             Event::View(view) => self.take_view(*view, now),
             Event::Store(condition) => self.take_condition(condition, now.mono),
@@ -135,13 +141,12 @@ impl Topology {
     /// When [`Topology::handle`] must be called at the latest.
     pub fn poll_timeout(&self, now: Now) -> Moment {
         let silence = self.store.last_alive.filter(|_| !self.store.lost()).map(|at| at + SILENCE);
-        let latest = now.mono + AT_LEAST_EVERY;
-        [self.question_timeout(now.mono), self.by_itself(now), silence]
+        [self.question_timeout(now.mono), silence]
             .into_iter()
             .flatten()
             .min()
-            .unwrap_or(latest)
-            .min(latest)
+            .unwrap_or(self.weigh_at)
+            .min(self.weigh_at)
     }
 
     /// When the table may change next without any event.
@@ -176,10 +181,16 @@ impl Topology {
         self.announcement(announcement.as_ref(), now);
         self.confirm_by_key(now.mono);
         self.follow_members(now.mono);
-        self.watch_followers(now.mono);
-        self.forget_members(now.mono);
-        self.publish(now.mono);
-        self.note_replicas(now.mono);
+        // The table costs members times listeners; most events (a probe that found what the last one found) cannot
+        // change it. Whatever the table is made of says so by `touched`, or is a matter of time.
+        if self.touched || now.mono >= self.weigh_at {
+            self.watch_followers(now.mono);
+            self.forget_members(now.mono);
+            self.publish(now.mono);
+            self.note_replicas(now.mono);
+            self.touched = false;
+            self.weigh_at = self.by_itself(now).unwrap_or(Moment::NEVER).min(now.mono + AT_LEAST_EVERY);
+        }
         self.send_questions(now.mono);
     }
 
@@ -288,6 +299,7 @@ impl Topology {
             StoreCondition::Alive => {
                 self.store.last_alive = Some(now);
                 if let Some((since, _)) = self.store.lost.take() {
+                    self.touched = true;
                     let after_ms = u64::try_from(now.since(since).as_millis()).unwrap_or(u64::MAX);
                     self.note(Loudness::Info, None, What::StoreBack { after_ms });
                 }
@@ -297,6 +309,7 @@ impl Topology {
                     *last = error;
                     return;
                 }
+                self.touched = true;
                 self.store.lost = Some((now, error.clone()));
                 self.members.values_mut().for_each(Member::forget_seen);
                 self.note(Loudness::Warn, None, What::StoreLost { error });
@@ -309,6 +322,7 @@ impl Topology {
         let claimed = member.last_status().is_some_and(Status::writable);
         member.take_answer(answer);
         let claims = member.last_status().is_some_and(Status::writable);
+        self.touched |= claims || claimed;
         if self.owner.as_ref().is_some_and(|owner| owner.member == answer.member) {
             self.owner_answered(answer, now);
         } else if claims && !claimed && !self.store.lost() {
@@ -345,6 +359,7 @@ impl Topology {
             Some(HealthChange::Up) => (Loudness::Info, true, "it answers again"),
             Some(HealthChange::Down(why)) => (Loudness::Warn, false, why),
         };
+        self.touched = true;
         self.note(loudness, Some(name.clone()), What::Health { up, why });
     }
 

@@ -29,12 +29,15 @@ pub(super) struct Schedule {
     out_until: Option<Moment>,
     /// When the last question was sent.
     sent_at: Option<Moment>,
+    /// How many 2048ths of the interval are added before the next: members are not asked in step.
+    jitter: u32,
 }
 
 impl Schedule {
     /// When the next question is due, if one is asked every `interval`.
     pub(super) fn due(&self, interval: Duration) -> Moment {
-        let next = self.sent_at.map_or(Moment::ZERO, |sent| sent + interval);
+        let jitter = interval * self.jitter / 2048;
+        let next = self.sent_at.map_or(Moment::ZERO, |sent| sent + interval + jitter);
         self.out_until.map_or(next, |until| next.max(until))
     }
 
@@ -44,8 +47,9 @@ impl Schedule {
     }
 
     /// Notes that a question was sent.
-    pub(super) fn sent(&mut self, now: Moment, deadline: Duration) {
+    pub(super) fn sent(&mut self, now: Moment, deadline: Duration, dice: u64) {
         self.sent_at = Some(now);
+        self.jitter = u32::try_from(dice % 256).unwrap_or_default(); // up to an eighth
         self.out_until = Some(now + deadline + LATE);
     }
 

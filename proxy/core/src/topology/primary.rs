@@ -190,6 +190,7 @@ impl Topology {
     /// The owner is asked whether it takes writes before anything new is sent to it.
     pub(super) fn doubt(&mut self, now: Moment, why: &'static str, reach: bool) {
         let newer_than = self.revision();
+        self.touched = true;
         let Some(owner) = &mut self.owner else { return };
         owner.eager_since = now;
         owner.closes = 0;
@@ -220,6 +221,7 @@ impl Topology {
     fn confirm(&mut self, now: Moment, asked_at: Option<Moment>, by: &'static str) {
         let Some(owner) = &mut self.owner else { return };
         let Standing::Pending { since, .. } = owner.standing else { return };
+        self.touched = true;
         owner.standing = Standing::Confirmed { since: now, last: asked_at.unwrap_or(since), by };
         let member = owner.member.clone();
         let after_ms = u64::try_from(now.since(since).as_millis()).unwrap_or(u64::MAX);
@@ -264,6 +266,7 @@ impl Topology {
 
     /// Another member leads: the old one's sessions end in this very tick.
     fn name_owner(&mut self, member: MemberName, key_revision: Revision, now: Moment) {
+        self.touched = true;
         let old = self.owner.take().map(|owner| owner.member);
         let reach = self.members.get(&member).is_some_and(|member| !member.health.is_up());
         self.owner = Some(Owner::new(member.clone(), key_revision, now, self.revision(), reach));
@@ -289,11 +292,12 @@ impl Topology {
             (None, Some(to)) => *to != leader,
             (None, None) => false,
         };
+        let before = self.announced.clone();
         match (announcement.filter(concerns), self.announced.take()) {
             (Some(a), Some(announced)) if announced.revision == a.revision => {
                 self.announced = Some(announced)
             }
-            (Some(a), before) => {
+            (Some(a), last) => {
                 let scheduled = a.scheduled_at.is_some_and(|at| {
                     let ahead = u64::try_from(SCHEDULE_AHEAD.as_millis()).unwrap_or(u64::MAX);
                     at > now.wall.0.saturating_add(ahead)
@@ -302,7 +306,7 @@ impl Topology {
                     self.announced = Some(Announced { revision: a.revision, since: now.mono, let_go: false });
                     let candidate = a.candidate.clone();
                     self.note(Loudness::Info, Some(leader), What::SwitchoverAnnounced { candidate });
-                } else if before.is_some_and(|announced| !announced.let_go) {
+                } else if last.is_some_and(|announced| !announced.let_go) {
                     let why = "it was put off";
                     self.note(Loudness::Info, Some(leader), What::SwitchoverAbandoned { why });
                 }
@@ -312,6 +316,7 @@ impl Topology {
             }
             (None, _) => {}
         }
+        self.touched |= self.announced != before;
     }
 
     /// When an announcement needs looking at again.
@@ -397,6 +402,7 @@ impl Topology {
             && asked_at >= announced.since + ANNOUNCED_FOR
         {
             announced.let_go = true;
+            self.touched = true;
             self.note(
                 Loudness::Warn,
                 member,
@@ -414,6 +420,7 @@ impl Topology {
             // A denial outweighs every member key that was written before it.
             Standing::Pending { newer_than: key_after, .. } => *key_after = newer_than,
             Standing::Confirmed { .. } if in_recovery => {
+                self.touched = true;
                 owner.standing = Standing::Pending { since: now, newer_than, reach: false };
                 owner.eager_since = now;
                 let member = owner.member.clone();
@@ -450,6 +457,7 @@ impl Topology {
         match owner {
             Some(owner) if owner.member == name => {
                 if keyless && let Some(owner) = &mut self.owner {
+                    self.touched |= !owner.by_members;
                     owner.by_members = true;
                 }
             }

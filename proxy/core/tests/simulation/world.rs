@@ -140,6 +140,7 @@ impl World {
             world.write_member(&name(n));
         }
         world.write_leader(&name(1));
+        world.tell(Event::Tick);
         world
     }
 
