@@ -26,7 +26,7 @@ use std::time::Duration;
 use pointsman_config::{ClusterName, ListenerName, Target};
 
 use crate::event::{
-    Answer, DialOutcome, Effect, Event, Loudness, Note, Policy, Status, StoreCondition, What,
+    AdminMode, Answer, DialOutcome, Effect, Event, Loudness, Note, Policy, Status, StoreCondition, What,
 };
 use crate::route::{GrantRole, RevokeReason, RouteTable};
 use crate::time::{Moment, Now};
@@ -363,7 +363,7 @@ impl Topology {
         self.note(loudness, Some(name.clone()), What::Health { up, why });
     }
 
-    fn take_wish(&mut self, name: &MemberName, mode: crate::event::AdminMode) {
+    fn take_wish(&mut self, name: &MemberName, mode: AdminMode) {
         let Some(member) = self.members.get_mut(name).filter(|member| member.admin != mode) else { return };
         member.admin = mode;
         self.note(Loudness::Info, Some(name.clone()), What::Admin { mode });
@@ -383,7 +383,8 @@ impl Topology {
         let owner = self.owner.as_ref().map(|owner| owner.member.clone());
         let old = |(name, member): (&MemberName, &Member)| {
             let owed = member.asking.is_out(now) || member.health.probing.is_out(now);
-            let gone = !owed && member.gone_since.is_some_and(|since| now.since(since) > FORGET);
+            let wished = member.admin != AdminMode::Ready; // an operator's word is kept for its return
+            let gone = !owed && !wished && member.gone_since.is_some_and(|since| now.since(since) > FORGET);
             (gone && Some(name) != owner.as_ref()).then(|| name.clone())
         };
         let forgotten: Vec<MemberName> = self.members.iter().filter_map(old).collect();

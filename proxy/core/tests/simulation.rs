@@ -10,6 +10,8 @@
 
 #[path = "simulation/checker.rs"]
 mod checker;
+#[path = "simulation/clients.rs"]
+mod clients;
 #[path = "simulation/world.rs"]
 mod world;
 
@@ -17,8 +19,8 @@ use std::panic::AssertUnwindSafe;
 
 use world::World;
 
-const RUNS: u64 = 2_000;
-const STEPS: usize = 400;
+const RUNS: u64 = 1_000;
+const STEPS: usize = 300;
 
 fn run(seed: u64, trace: bool) {
     let mut world = World::new(seed, trace);
