@@ -1,9 +1,12 @@
 //! One check for each target. They panic when something is wrong.
 
+use pointsman_core::event::AskError;
+use pointsman_core::patroni::{Keyspace, parse_status};
 use pointsman_core::startup::{
     Encryption, EncryptionAnswer, FirstMessage, HotStandbyScanner, MAX_BODY, Parsed, ServerReply,
     StartupParser,
 };
+use pointsman_core::view::{ClusterView, MemberName, Revision};
 
 /// Reads first messages until the bytes end or are refused, whole and byte by byte: both must agree.
 pub fn startup(data: &[u8]) {
@@ -87,4 +90,51 @@ pub fn server_reply(data: &[u8]) {
     let again = data.iter().map(|byte| bytewise.feed(std::slice::from_ref(byte))).last().flatten();
     assert_eq!(found, again);
     assert!(found.is_none() || whole.is_done());
+}
+
+/// Reads the bytes as changes of Patroni's keys, one for each line: a key, a tab, its value; without a tab the
+/// key is deleted. Whatever they are, a change touches no other key; what makes no sense takes nothing away and
+/// is complained about; and a full read of what was written last brings the same view.
+pub fn patroni_keys(data: &[u8]) {
+    let mut keys = Keyspace::new();
+    let mut before = keys.view();
+    for (revision, line) in (1..).map(Revision).zip(data.split(|byte| *byte == b'\n').take(200)) {
+        let mut parts = line.splitn(2, |byte| *byte == b'\t');
+        let Ok(key) = std::str::from_utf8(parts.next().unwrap_or_default()) else { continue };
+        match parts.next() {
+            Some(value) => keys.put(key, value, revision),
+            None => keys.delete(key, revision),
+        }
+        let after = keys.view();
+        assert!(after.revision == revision, "a change shows its revision");
+        let complained = after.complaints.iter().find(|complaint| complaint.key == key);
+        if complained.is_some_and(|complaint| !complaint.problem.starts_with("it names ")) {
+            let quiet = |view: &ClusterView| ClusterView { revision, complaints: Vec::new(), ..view.clone() };
+            assert_eq!(quiet(&before), quiet(&after), "nonsense changes nothing");
+        }
+        for member in after.members.values() {
+            assert!(!member.addresses.is_empty() && member.addresses.iter().all(|to| to.port != 0));
+        }
+        assert!(after.complaints.iter().all(|complaint| complaint.problem.len() < 1000));
+        before = after;
+    }
+    let revision = before.revision;
+    keys.replace_all(revision, []);
+    assert_eq!(keys.view(), ClusterView { revision, ..ClusterView::default() });
+}
+
+/// Reads the bytes as a member's REST status: an answer is of the member that was asked, or it is none.
+pub fn rest_status(data: &[u8]) {
+    let member = MemberName::from("n1");
+    match parse_status(data, "demo", &member) {
+        Ok(_) => {
+            // Whoever answers for this scope does not answer for another.
+            let other = parse_status(data, "other", &member);
+            assert!(matches!(other, Err((AskError::Stranger, _))));
+        }
+        Err((error, why)) => {
+            assert!(matches!(error, AskError::Stranger | AskError::Nonsense));
+            assert!(!why.is_empty() && why.len() < 1000);
+        }
+    }
 }

@@ -67,6 +67,7 @@ function bytes(n) {
 
 const count = (n) => Number(n).toLocaleString('en-GB').replace(/,/g, '\u202f');
 const number = (n, extra) => h('td', {class: n ? 'n' : 'n zero'}, count(n), extra);
+const failures = (n) => h('td', {class: n ? 'n bad' : 'n zero', title: 'dials that failed'}, count(n));
 const two = (n) => String(n).padStart(2, '0');
 
 function clock(at) {
@@ -162,6 +163,7 @@ function storeCard(cluster, status) {
     h('h3', {}, 'Store'),
     h('div', {class: 'big mid'}, h('b', {}, cluster.source), pill(kind, s.state === 'never' ? 'not reached yet' : s.state)),
     h('div', {class: 'facts'},
+      cluster.endpoint ? h('span', {class: 'mono'}, cluster.endpoint) : null,
       h('span', {}, 'last sign of life ', h('b', {}, sign)), h('span', {}, 'revision ', h('b', {}, s.revision)),
       h('span', {}, 'snapshots ', h('b', {}, count(s.views))), h('span', {}, 'reconnects ', h('b', {}, count(cluster.store_reconnects)))),
     s.error ? h('p', {class: 'why bad'}, s.error) : null);
@@ -177,7 +179,8 @@ function clusterCard(cluster, status) {
   const serving = status.members.filter((m) => m.serves.length).length;
   return h('div', {},
     h('h3', {}, 'Cluster'),
-    h('div', {class: 'big mid'}, h('b', {}, `${present} member${present === 1 ? '' : 's'}`), h('span', {class: 'soft'}, `${serving} in use`), flags),
+    h('div', {class: 'big mid'}, h('b', {}, `${present} member${present === 1 ? '' : 's'}`), h('span', {class: 'soft'}, `${serving} in use`)),
+    flags.length ? h('div', {class: 'flags'}, flags) : null,
     h('div', {class: 'facts'},
       h('span', {}, 'leader key ', h('b', {}, status.leader || 'gone')),
       h('span', {}, 'generation ', h('b', {}, count(status.generation))),
@@ -204,7 +207,7 @@ function memberNote(m) {
   if (!m.present) return 'its key is gone from the store';
   const error = m.answer && m.answer.error;
   const asked = error ? `Patroni: ${error.replace('-', ' ')}, ${span(m.answer.age_ms)} ago` : null;
-  return [m.excluded, asked].filter(Boolean).join('; ');
+  return [m.leader && m.role === 'primary' ? null : m.excluded, asked].filter(Boolean).join('; ');
 }
 
 function members(cluster, status, t) {
@@ -220,12 +223,12 @@ function members(cluster, status, t) {
       h('td', {class: 'n'}, m.timeline === null ? '–' : m.timeline),
       h('td', {class: m.lag_bytes ? 'n' : 'n zero'}, m.role === 'primary' ? '' : bytes(m.lag_bytes)),
       h('td', {class: healthClass}, healthWord),
-      number(traffic.sessions), number(traffic.sessions_total), number(traffic.dial_errors), speed(r.rateIn), speed(r.rateOut),
+      number(traffic.sessions), number(traffic.sessions_total), failures(traffic.dial_errors), speed(r.rateIn), speed(r.rateOut),
       h('td', {}, m.serves.map(([l, role], i) => [i ? ', ' : '', l, role === 'fallback' ? ' (fallback)' : ''])),
       h('td', {class: 'wrap'}, memberNote(m)));
   });
   return h('div', {class: 'scroll'}, h('table', {},
-    head('Member', 'Role', 'State', 'Address', '#TL', '#Lag', 'Health', '#Sessions', '#Total', '#Dial errors', '#In', '#Out', 'Serves', 'Remarks'),
+    head('Member', 'Role', 'State', 'Address', '#TL', '#Lag', 'Health', '#Sessions', '#Total', '#Errors', '#In', '#Out', 'Serves', 'Remarks'),
     h('tbody', {}, rows)));
 }
 
@@ -242,7 +245,7 @@ function listenerRow(l, t) {
   const held = l.held_total ? `${count(l.held_total)} in all${l.held_ms_mean === null ? '' : `, ${span(l.held_ms_mean)} on average, longest ${span(l.held_ms_max)}`}` : null;
   return h('tr', {class: `row ${kind}`},
     h('td', {}, l.name), h('td', {class: 'mono'}, l.bind.join(', ')), h('td', {}, l.target),
-    h('td', {}, pill(kind, word), ' ', l.state === 'open' ? shortList(l.candidates) : h('span', {class: 'soft'}, l.why)),
+    h('td', {class: 'state'}, pill(kind, word), ' ', l.state === 'open' ? shortList(l.candidates) : h('span', {class: 'soft'}, l.why)),
     number(l.sessions, h('span', {class: 'zero'}, ` / ${count(l.max_connections)}`)), number(l.accepted),
     h('td', {class: l.held ? 'n bad' : 'n zero', title: held}, count(l.held), l.held_total ? h('span', {class: 'zero'}, ` of ${count(l.held_total)}`) : null),
     speed(r.rateIn), speed(r.rateOut), h('td', {}, spark(key)),
@@ -309,7 +312,7 @@ function timeline(many) {
       many ? h('td', {class: 'when'}, e.cluster) : null, h('td', {}, e.text));
   });
   put($('timeline'), rows.length ? rows : h('tr', {}, h('td', {}, ''), h('td', {class: 'soft'}, 'Nothing has happened since the start.')));
-  put($('timeline-note'), all.length ? `${all.length === SHOWN ? `the last ${SHOWN}` : count(all.length)} entries, newest first` : '');
+  put($('timeline-note'), all.length > 1 ? `${all.length === SHOWN ? `the last ${SHOWN}` : count(all.length)} entries, newest first` : '');
 }
 
 async function loadTimeline() {
@@ -349,7 +352,12 @@ async function tick() {
     const answer = await ask('api/v1/status');
     heard = Date.now();
     skew = Date.parse(answer.process.now) - heard;
-    if (started !== answer.process.started_at) { series.clear(); await loadTimeline(); started = answer.process.started_at; }
+    // A stream that was turned away stays closed: read the timeline instead.
+    if (started !== answer.process.started_at || source.readyState === EventSource.CLOSED) {
+      if (started !== answer.process.started_at) series.clear();
+      await loadTimeline();
+      started = answer.process.started_at;
+    }
     put($('process'), process(answer.process));
     put($('clusters'), answer.clusters.length ? answer.clusters.map((c) => clusterSection(c, answer))
       : h('div', {class: 'card'}, h('div', {class: 'empty'}, 'No cluster is configured.')));

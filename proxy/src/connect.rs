@@ -112,11 +112,12 @@ pub(crate) fn explain(error: &io::Error) -> String {
     if let Some(tls) = tls::explain(error) {
         return tls;
     }
-    match error.kind() {
-        io::ErrorKind::ConnectionRefused => "connection refused: nothing listens there".to_owned(),
-        io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof => {
-            "the connection was closed".to_owned()
-        }
-        _ => error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}")),
+    let kind = error.kind();
+    if kind == io::ErrorKind::ConnectionRefused {
+        return "connection refused: nothing listens there".to_owned();
     }
+    if matches!(kind, io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof) {
+        return "the connection was closed by the other side".to_owned();
+    }
+    error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
 }

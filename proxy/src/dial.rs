@@ -65,15 +65,23 @@ impl From<io::Error> for DialError {
         if Errno::from_io_error(&error).is_some_and(|errno| OURS.contains(&errno)) {
             return Self::Local(error);
         }
-        match error.kind() {
-            io::ErrorKind::ConnectionRefused => Self::Refused,
-            io::ErrorKind::TimedOut => Self::TimedOut,
-            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionAborted => {
-                Self::Closed
-            }
-            _ => Self::Unreachable(error),
+        let kind = error.kind();
+        if kind == io::ErrorKind::ConnectionRefused {
+            Self::Refused
+        } else if kind == io::ErrorKind::TimedOut {
+            Self::TimedOut
+        } else if is_reset(kind) {
+            Self::Closed
+        } else {
+            Self::Unreachable(error)
         }
     }
+}
+
+/// Whether the other side has ended the connection.
+pub(crate) fn is_reset(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected, UnexpectedEof};
+    matches!(kind, ConnectionReset | BrokenPipe | ConnectionAborted | NotConnected | UnexpectedEof)
 }
 
 /// Connects to the first address that answers. Each attempt gets a fair part of the time that is left, so

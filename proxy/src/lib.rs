@@ -1,15 +1,16 @@
 //! The I/O shell of the proxy: it carries out what `pointsman_core` decides.
 //!
 //! * [`run`]: the story of a process, from the configuration to the last session.
-//! * [`control`]: one task for each cluster, around its topology: the only writer of routes.
+//! * [`cluster`], [`control`]: one control task for each cluster, around its topology: the only writer of routes.
 //! * [`routes`]: where the control task publishes, and the fences that end sessions.
 //! * [`discovery`]: the source of a cluster's views. [`ask`], [`probe`]: questions to single members.
 //! * [`listener`]: from accept to the end of a session. [`sessions`], [`stats`]: what can be seen of it.
-//! * [`state`]: the read side of all that; [`timeline`]: what happened; [`metrics`]: `/metrics`;
-//!   [`admin`]: HTTP.
+//! * [`state`]: the read side of all that; [`timeline`]: what happened. [`admin`], [`metrics`]: who shows it.
+//! * [`life`], [`logging`]: the process as the system sees it. [`cli`]: the command line.
 
 pub mod admin;
 pub mod ask;
+pub mod cli;
 pub mod clock;
 pub mod cluster;
 mod connect;
@@ -31,4 +32,4 @@ pub mod state;
 pub mod stats;
 pub mod timeline;
 pub mod tls;
-mod unbuilt;
+pub mod unbuilt;

@@ -1,23 +1,176 @@
-//! temporary
-use std::sync::Arc;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
-/// x
-pub enum Signal { /// a
- Terminate, /// b
- Interrupt, /// c
- Reload }
-/// x
-pub struct Signals { t: tokio::signal::unix::Signal, i: tokio::signal::unix::Signal, h: tokio::signal::unix::Signal }
-impl Signals {
-    /// x
-    pub fn new() -> std::io::Result<Self> { Ok(Self { t: signal(SignalKind::terminate())?, i: signal(SignalKind::interrupt())?, h: signal(SignalKind::hangup())? }) }
-    /// x
-    pub async fn next(&mut self) -> Signal { tokio::select! { _ = self.t.recv() => Signal::Terminate, _ = self.i.recv() => Signal::Interrupt, _ = self.h.recv() => Signal::Reload } }
-    /// x
-    pub async fn end(&mut self) { tokio::select! { _ = self.t.recv() => {}, _ = self.i.recv() => {} } }
+//! The process as the system sees it: signals, descriptors, the service manager.
+//!
+//! Tasks: the watchdog's, if systemd asks for one. Everything here works, and does nothing, without systemd.
+
+use std::convert::Infallible;
+use std::io;
+use std::time::Duration;
+
+use pointsman_config::Config;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use sd_notify::NotifyState;
+use tokio::signal::unix::{self, SignalKind};
+
+/// What somebody asks of the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// SIGTERM: drain, then end.
+    Terminate,
+    /// SIGINT: end now.
+    Interrupt,
+    /// SIGHUP: read the configuration anew.
+    Reload,
 }
-/// x
-pub fn prepare_descriptors(_: &pointsman_config::Config) {}
-/// x
-pub async fn keep_systemd_informed(_: Arc<crate::state::App>, stop: CancellationToken) { stop.cancelled().await }
+
+/// The signals of the process, from the moment of its making.
+#[derive(Debug)]
+pub struct Signals {
+    terminate: unix::Signal,
+    interrupt: unix::Signal,
+    reload: unix::Signal,
+}
+
+impl Signals {
+    /// Takes the signals over: from now on none of them ends the process by itself.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: unix::signal(SignalKind::terminate())?,
+            interrupt: unix::signal(SignalKind::interrupt())?,
+            reload: unix::signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// The next signal. Cancel-safe. When several wait, the one that ends the process sooner comes first.
+    pub async fn next(&mut self) -> Signal {
+        tokio::select! {
+            biased;
+            Some(()) = self.interrupt.recv() => Signal::Interrupt,
+            Some(()) = self.terminate.recv() => Signal::Terminate,
+            Some(()) = self.reload.recv() => Signal::Reload,
+            else => std::future::pending().await, // the runtime ends
+        }
+    }
+}
+
+/// Descriptors beyond those of sessions: store, Patroni, admin connections, the log, the runtime, splice.
+const RESERVE: u64 = 512;
+
+/// The limit of open descriptors, and what the configuration may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Descriptors {
+    /// The limit now. `None`: there is none.
+    pub limit: Option<u64>,
+    /// What every listener full would take.
+    pub need: u64,
+}
+
+impl Descriptors {
+    /// What to tell the operator, if the limit may be reached.
+    pub fn warning(&self) -> Option<String> {
+        let limit = self.limit.filter(|limit| *limit < self.need)?;
+        Some(format!(
+            "{limit} descriptors are allowed, and full listeners would need {need}: clients would be refused \
+             before max_connections is reached. Set LimitNOFILE={need} in the systemd unit (ulimit -n {need} \
+             in a shell), or lower max_connections and max_held",
+            need = self.need,
+        ))
+    }
+}
+
+/// Raises the limit of descriptors as far as it goes without privileges, and says what would be needed.
+pub fn raise_descriptors(config: &Config) -> Descriptors {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum
+        && let Err(error) =
+            setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
+    {
+        tracing::warn!(%error, "the limit of descriptors cannot be raised");
+    }
+    Descriptors { limit: getrlimit(Resource::Nofile).current, need: descriptors_needed(config) }
+}
+
+/// Two for each session (client and server), one for each held one, one for each address, and a reserve.
+fn descriptors_needed(config: &Config) -> u64 {
+    let listeners = config.listeners.iter().map(|listener| {
+        2 * u64::from(listener.max_connections) + u64::from(listener.max_held) + listener.bind.len() as u64
+    });
+    listeners.fold(RESERVE, u64::saturating_add)
+}
+
+/// Tells the service manager that the process serves. Also ends a reload.
+pub fn notify_ready(status: &str) {
+    notify(&[NotifyState::Ready, NotifyState::Status(status)]);
+}
+
+/// Tells the service manager that the configuration is being read anew; [`notify_ready`] follows.
+pub fn notify_reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => notify(&[NotifyState::Reloading, now]), // Type=notify-reload wants both together
+        Err(error) => tracing::warn!(%error, "the service manager was not told of the reload"),
+    }
+}
+
+/// Tells the service manager that the process ends, and that it may take `drain` for it.
+pub fn notify_stopping(status: &str, drain: Duration) {
+    let micros = u32::try_from(drain.as_micros()).unwrap_or(u32::MAX);
+    notify(&[NotifyState::Stopping, NotifyState::Status(status), NotifyState::ExtendTimeoutUsec(micros)]);
+}
+
+/// One line for `systemctl status`.
+pub fn notify_status(status: &str) {
+    notify(&[NotifyState::Status(status)]);
+}
+
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!(%error, "the service manager could not be told");
+    }
+}
+
+/// Tells the watchdog of systemd that the process lives, as long as `alive` says so; at twice the pace that
+/// it wants. Without a watchdog it waits for ever.
+pub async fn watchdog(mut alive: impl FnMut() -> bool) -> Infallible {
+    let Some(interval) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
+    let mut beat = tokio::time::interval((interval / 2).max(Duration::from_millis(1)));
+    beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        beat.tick().await;
+        if alive() {
+            notify(&[NotifyState::Watchdog]);
+        } else {
+            tracing::error!("a control task is stuck: the watchdog is not told that the process lives");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_that_suffices_is_no_warning() {
+        assert_eq!(Descriptors { limit: Some(20_512), need: 20_512 }.warning(), None);
+        assert_eq!(Descriptors { limit: None, need: 20_512 }.warning(), None);
+    }
+
+    #[test]
+    fn a_limit_that_is_too_low_is_told_with_the_remedy() {
+        let warning = Descriptors { limit: Some(1024), need: 20_512 }.warning().unwrap();
+        assert!(warning.starts_with("1024 descriptors are allowed, and full listeners would need 20512"));
+        assert!(warning.contains("LimitNOFILE=20512"));
+    }
+
+    #[tokio::test]
+    async fn signals_arrive_as_values() {
+        let mut signals = Signals::new().unwrap();
+        let me = rustix::process::getpid();
+        for (signal, value) in [
+            (rustix::process::Signal::HUP, Signal::Reload),
+            (rustix::process::Signal::TERM, Signal::Terminate),
+            (rustix::process::Signal::INT, Signal::Interrupt),
+        ] {
+            rustix::process::kill_process(me, signal).unwrap();
+            assert_eq!(signals.next().await, value);
+        }
+    }
+}

@@ -1,7 +1,38 @@
-//! temporary
-fn main() -> anyhow::Result<std::process::ExitCode> {
-    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
-    let path = std::path::PathBuf::from(std::env::args().nth(3).unwrap());
-    let config = pointsman_config::Config::load(&path)?;
-    tokio::runtime::Runtime::new()?.block_on(pointsman::run::run(path, config, pointsman::logging::Logging))
+//! `pointsman`: the proxy, and the command line that asks it.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use pointsman::cli::Cli;
+use pointsman::logging::Logging;
+use pointsman::run::run;
+use pointsman_config::Config;
+
+fn main() -> ExitCode {
+    Cli::parse().carry_out(serve)
+}
+
+fn serve(config: Config, file: &Path) -> ExitCode {
+    let started = Logging::start(config.log).map_err(anyhow::Error::from).and_then(|logging| {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        Ok((logging, runtime))
+    });
+    let (logging, runtime) = match started {
+        Ok(started) => started,
+        Err(error) => {
+            eprintln!("pointsman: {error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    match runtime.block_on(run(config, file, &logging)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -28,10 +28,8 @@ const TAKEOVER: Family = Family {
     name: "pointsman_takeover_seconds",
     help: "Time from the naming (or the doubting) of a leader until it was confirmed as a writable primary.",
 };
-const NOTES: Family = Family {
-    name: "pointsman_notes_total",
-    help: "Entries of the timeline, by what happened.",
-};
+const NOTES: Family =
+    Family { name: "pointsman_notes_total", help: "Entries of the timeline, by what happened." };
 
 /// The totals of seconds. The recorder's counters are whole numbers, so these go through gauges and are
 /// declared as the counters that they are when the text is made.
@@ -92,9 +90,9 @@ impl Metrics {
         clusters::write(&scrape, &parts);
         listeners::write(&scrape, &parts);
         for cluster in &parts.clusters {
-            self.takeover(&cluster.name);
+            let _ = self.takeover(&cluster.name); // zero until the first one
             for kind in What::LABELS {
-                self.notes(&cluster.name, kind);
+                let _ = self.notes(&cluster.name, kind);
             }
         }
         let (now, kept) = (scrape.0.handle().render(), self.kept.handle().render());

@@ -6,15 +6,20 @@ use std::sync::Arc;
 use pointsman_config::{Config, ListenerName};
 use tokio::time::Instant;
 
+use crate::cluster::Cluster;
 use crate::listener::Listener;
+use crate::logging::Logging;
 use crate::run::Process;
 use crate::unbuilt::unbuilt;
 
 impl Process {
     /// Reads the file again and takes over what can change. The result is logged and shown.
-    pub(crate) async fn reload(&mut self) {
+    pub(crate) async fn reload(&mut self, logging: &Logging) {
         let result = match self.read() {
-            Ok(config) => Ok(self.take_over(config).await),
+            Ok(config) => {
+                logging.set_level(config.log.level);
+                Ok(self.take_over(config).await)
+            }
             Err(errors) => Err(errors),
         };
         match &result {
@@ -26,7 +31,7 @@ impl Process {
     }
 
     fn read(&self) -> Result<Config, String> {
-        let config = Config::load(&self.path).map_err(|diagnostics| diagnostics.to_string())?;
+        let config = Config::load(&self.file).map_err(|diagnostics| diagnostics.to_string())?;
         let missing = unbuilt(&config);
         if missing.is_empty() { Ok(config) } else { Err(missing.join("\n")) }
     }
@@ -34,10 +39,9 @@ impl Process {
     /// Returns what could not be taken over, in sentences.
     async fn take_over(&mut self, new: Config) -> String {
         let mut left = self.needs_restart(&new);
-        self.logging.set_level(new.log.level);
         self.config.log.level = new.log.level;
         self.config.log.sessions = new.log.sessions;
-        self.config.shutdown = new.shutdown.clone();
+        self.config.shutdown = new.shutdown;
         let old_listeners = std::mem::replace(&mut self.config.listeners, new.listeners.clone());
         self.take_over_clusters(&new).await;
         for listener in &old_listeners {
@@ -150,7 +154,9 @@ impl Process {
         .map(|(what, _)| what.to_owned())
         .collect();
         for cluster in &new.clusters {
-            let Some(running) = self.clusters.get(&cluster.name).map(|running| running.config()) else { continue };
+            let Some(running) = self.clusters.get(&cluster.name).map(Cluster::config) else {
+                continue;
+            };
             let same = running.scope == cluster.scope
                 && running.namespace == cluster.namespace
                 && running.rest == cluster.rest

@@ -63,7 +63,11 @@ impl Published {
     }
 
     fn terms(table: &RouteTable) -> impl Iterator<Item = Term> + '_ {
-        table.routes.values().filter_map(|route| route.candidates.as_ref().ok()).flat_map(|c| c.iter().map(|c| c.term))
+        table
+            .routes
+            .values()
+            .filter_map(|route| route.candidates.as_ref().ok())
+            .flat_map(|c| c.iter().map(|c| c.term))
     }
 }
 

@@ -1,9 +1,14 @@
 //! The story of a process: everything is built, then bound, then started; signals are heard until one of
 //! them ends it; sessions are drained under a deadline.
+//!
+//! Tasks: the admin interface, the housekeeper ([`keep_house`]) and the watchdog are owned by [`run`]; each
+//! cluster owns its source and its control task, each listener its accept loops and sessions; drains of
+//! listeners that a reload took away are owned by [`Process`].
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::process::ExitCode;
+use std::convert::Infallible;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +17,7 @@ use pointsman_config::{ClusterName, Config};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::admin::Admin;
 use crate::clock::Clock;
@@ -22,76 +28,102 @@ use crate::logging::Logging;
 use crate::state::{App, Life, ListenerHandle, Parts};
 use crate::stats::ListenerStats;
 
-/// The running parts of a process.
-pub(crate) struct Process {
-    pub(crate) path: PathBuf,
-    pub(crate) config: Config,
-    pub(crate) app: Arc<App>,
-    pub(crate) clock: Clock,
-    pub(crate) clusters: BTreeMap<ClusterName, Cluster>,
-    pub(crate) listeners: Listeners,
-    pub(crate) logging: Logging,
-    /// Drains of listeners that a reload took away.
-    pub(crate) retired: JoinSet<()>,
-}
+/// How often the status line of the service manager is refreshed.
+const HOUSEKEEPING: Duration = Duration::from_secs(5);
 
-/// Runs until a signal ends it. `path` is read again on SIGHUP.
-pub async fn run(path: PathBuf, config: Config, logging: Logging) -> anyhow::Result<ExitCode> {
-    life::prepare_descriptors(&config);
+/// Runs until a signal ends it. `file` is read anew on SIGHUP.
+pub async fn run(config: Config, file: &Path, logging: &Logging) -> anyhow::Result<()> {
     let mut signals = Signals::new().context("cannot listen for signals")?;
-    let app = Arc::new(App::new(config.node.clone()));
+    if let Some(warning) = life::raise_descriptors(&config).warning() {
+        tracing::warn!("{warning}");
+    }
+    let app = Arc::new(App::new(config.node.clone()).with_log(logging.dropped_lines()));
     let admin = Admin::bind(&config.admin)?;
-    let mut process = Process::start(path, config, Arc::clone(&app), logging)?;
-    let stop = CancellationToken::new();
-    let mut serving = JoinSet::new();
-    serving.spawn(admin.serve(Arc::clone(&app), stop.clone()));
-    serving.spawn(life::keep_systemd_informed(Arc::clone(&app), stop.clone()));
+    let mut process = Process::start(file.to_owned(), config, Arc::clone(&app))?;
+    let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+    tasks.spawn(admin.serve(Arc::clone(&app), stop.clone()));
+    tasks.spawn(stop.clone().run_until_cancelled_owned(watchdog(Arc::clone(&app))));
+    tasks.spawn(stop.clone().run_until_cancelled_owned(keep_house(Arc::clone(&app))));
     app.set_life(Life::Ready);
-    tracing::info!(
-        node = %process.config.node,
-        clusters = process.clusters.len(),
-        listeners = process.config.listeners.len(),
-        "ready"
-    );
+    life::notify_ready(&status_line(&app));
+    tracing::info!(node = %app.node, version = env!("CARGO_PKG_VERSION"), "ready");
+
     loop {
         match signals.next().await {
-            Signal::Reload => process.reload().await,
-            Signal::Terminate => {
-                process.drain(&mut signals).await;
-                break;
+            Signal::Reload => {
+                life::notify_reloading();
+                process.reload(logging).await;
+                life::notify_ready(&status_line(&app));
             }
-            Signal::Interrupt => {
-                process.stop(Duration::ZERO).await;
-                break;
-            }
+            Signal::Terminate => break process.drain(&mut signals).await,
+            Signal::Interrupt => break process.stop(Duration::ZERO).await,
         }
     }
+
     app.set_life(Life::Stopping);
     stop.cancel();
-    while serving.join_next().await.is_some() {}
+    tasks.close();
+    tasks.wait().await;
     tracing::info!("stopped");
-    Ok(ExitCode::SUCCESS)
+    Ok(())
+}
+
+async fn watchdog(app: Arc<App>) -> Infallible {
+    life::watchdog(|| app.control_tasks_alive()).await
+}
+
+/// Keeps the line of `systemctl status` true.
+async fn keep_house(app: Arc<App>) -> Infallible {
+    let mut beat = tokio::time::interval(HOUSEKEEPING);
+    loop {
+        beat.tick().await;
+        life::notify_status(&status_line(&app));
+    }
+}
+
+/// `3 sessions; main: primary pg1`.
+fn status_line(app: &App) -> String {
+    let mut line = format!("{}; {} sessions", app.life().as_str(), app.sessions.len());
+    for cluster in &app.parts.load().clusters {
+        let Some(described) = cluster.status() else { continue };
+        let primary = &described.status.primary;
+        let member = primary.member.as_ref().map_or("nobody", |member| member.as_str());
+        let _ = write!(line, "; {}: {member} {}", cluster.name, primary.state); // a String takes everything
+    }
+    line
+}
+
+/// The running parts of a process.
+pub(crate) struct Process {
+    pub(crate) file: PathBuf,
+    pub(crate) config: Config,
+    pub(crate) app: Arc<App>,
+    pub(crate) clusters: BTreeMap<ClusterName, Cluster>,
+    pub(crate) listeners: Listeners,
+    /// Drains of listeners that a reload took away.
+    pub(crate) retired: JoinSet<()>,
+    clock: Clock,
 }
 
 impl Process {
-    fn start(path: PathBuf, config: Config, app: Arc<App>, logging: Logging) -> anyhow::Result<Self> {
-        let clock = Clock::start();
+    fn start(file: PathBuf, config: Config, app: Arc<App>) -> anyhow::Result<Self> {
         let mut process = Self {
-            path,
+            file,
+            config,
             app,
-            clock,
             clusters: BTreeMap::new(),
             listeners: Listeners::default(),
-            logging,
             retired: JoinSet::new(),
-            config,
+            clock: Clock::start(),
         };
         for cluster in process.config.clusters.clone() {
             process.start_cluster(cluster);
         }
         let listeners = process.config.listeners.clone();
-        let bound: Vec<Listener> =
-            listeners.iter().map(|listener| process.bind(listener, Arc::default())).collect::<Result<_, _>>()?;
+        let bound: Vec<Listener> = listeners
+            .iter()
+            .map(|listener| process.bind(listener, Arc::default()))
+            .collect::<Result<_, _>>()?;
         for listener in bound {
             process.start_listener(listener)?;
         }
@@ -101,7 +133,7 @@ impl Process {
 
     pub(crate) fn start_cluster(&mut self, cluster: pointsman_config::Cluster) {
         let name = cluster.name.clone();
-        let cluster = Cluster::start(cluster, &self.config.listeners, &self.app, self.clock.clone());
+        let cluster = Cluster::start(cluster, &self.config.listeners, &self.app, self.clock);
         self.clusters.insert(name, cluster);
     }
 
@@ -147,19 +179,22 @@ impl Process {
             handle.set_listening(listener.is_accepting());
             Arc::new(handle)
         });
-        let parts =
-            Parts { clusters: clusters.map(|cluster| Arc::clone(cluster.handle())).collect(), listeners: listeners.collect() };
+        let parts = Parts {
+            clusters: clusters.map(|cluster| Arc::clone(cluster.handle())).collect(),
+            listeners: listeners.collect(),
+        };
         self.app.parts.store(Arc::new(parts));
     }
 
     /// SIGTERM: unready, no new sessions, old ones may finish; a second signal cuts the wait short.
     async fn drain(&mut self, signals: &mut Signals) {
         let patience = self.config.shutdown.drain;
-        let sessions = self.app.sessions.len();
-        tracing::info!(sessions, patience = ?patience, "draining");
+        life::notify_stopping("draining", patience);
+        tracing::info!(sessions = self.app.sessions.len(), ?patience, "draining");
+        let second = async { while signals.next().await == Signal::Reload {} };
         tokio::select! {
-            () = self.stop(patience) => {}
-            () = signals.end() => tracing::info!("a second signal: the drain is cut short"),
+            () = self.stop(patience) => return,
+            () = second => tracing::info!("a second signal: the drain is cut short"),
         }
         self.stop(Duration::ZERO).await;
     }

@@ -178,7 +178,8 @@ impl Sessions {
 
     /// Every live session, by number.
     pub fn list(&self) -> Vec<Arc<Session>> {
-        let mut all: Vec<_> = self.shards.iter().flat_map(|s| lock(s).values().cloned().collect::<Vec<_>>()).collect();
+        let mut all: Vec<_> =
+            self.shards.iter().flat_map(|s| lock(s).values().cloned().collect::<Vec<_>>()).collect();
         all.sort_by_key(|session| session.id);
         all
     }

@@ -16,10 +16,14 @@ use pointsman_core::time::UnixMillis;
 use serde::Serialize;
 use tokio::sync::{mpsc, watch};
 
+use crate::discovery::SourceStats;
 use crate::metrics::Metrics;
 use crate::sessions::Sessions;
 use crate::stats::{Counter, ListenerStats};
 use crate::timeline::Timeline;
+
+/// A control task that has not described its cluster for so long is stuck: it does so every second.
+pub const STUCK: Duration = Duration::from_secs(10);
 
 /// Where the process stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -84,7 +88,7 @@ pub struct App {
     pub reloads_failed: Counter,
     life: watch::Sender<Life>,
     reload: Mutex<Option<Reload>>,
-    log_lines_dropped: AtomicU64,
+    log_lines_dropped: Arc<AtomicU64>,
 }
 
 /// What a configuration consists of.
@@ -103,7 +107,10 @@ impl Parts {
     }
 
     /// The listeners of a cluster, in the order of the file.
-    pub fn listeners_of<'a>(&'a self, cluster: &'a ClusterName) -> impl Iterator<Item = &'a Arc<ListenerHandle>> {
+    pub fn listeners_of<'a>(
+        &'a self,
+        cluster: &'a ClusterName,
+    ) -> impl Iterator<Item = &'a Arc<ListenerHandle>> {
         self.listeners.iter().filter(move |listener| listener.cluster == *cluster)
     }
 }
@@ -123,8 +130,14 @@ impl App {
             reloads_failed: Counter::default(),
             life: watch::Sender::new(Life::Starting),
             reload: Mutex::new(None),
-            log_lines_dropped: AtomicU64::new(0),
+            log_lines_dropped: Arc::default(),
         }
+    }
+
+    /// Shows the lines that the log has dropped, too.
+    #[must_use]
+    pub fn with_log(self, log_lines_dropped: Arc<AtomicU64>) -> Self {
+        Self { log_lines_dropped, ..self }
     }
 
     /// Where the process stands.
@@ -169,14 +182,20 @@ impl App {
         *self.reload.lock().unwrap_or_else(PoisonError::into_inner) = Some(reload);
     }
 
+    /// Whether every control task that has ever described its cluster still does. The watchdog asks.
+    pub fn control_tasks_alive(&self) -> bool {
+        let parts = self.parts.load();
+        let ages = parts
+            .clusters
+            .iter()
+            .filter_map(|cluster| cluster.status())
+            .map(|described| described.made.elapsed());
+        ages.max().is_none_or(|age| age < STUCK)
+    }
+
     /// How many log lines were dropped because nobody took them in time.
     pub fn log_lines_dropped(&self) -> u64 {
         self.log_lines_dropped.load(Ordering::Relaxed)
-    }
-
-    /// Only the log's owner calls this.
-    pub fn set_log_lines_dropped(&self, lines: u64) {
-        self.log_lines_dropped.store(lines, Ordering::Relaxed);
     }
 }
 
@@ -187,12 +206,24 @@ pub struct Described {
     pub status: Arc<ClusterStatus>,
     /// When it was made.
     pub made: Instant,
+    /// Since when no primary has been routed to. `None`: one is.
+    unserved: Option<Instant>,
 }
 
 impl Described {
     /// The description with its ages as of now.
     pub fn now(&self) -> ClusterStatus {
-        aged(&self.status, self.made.elapsed())
+        let mut status = aged(&self.status, self.made.elapsed());
+        if status.primary.member.is_none() {
+            // Nobody's state has an age; the time without a primary has.
+            status.primary.since_ms = u64::try_from(self.without_primary().as_millis()).unwrap_or(u64::MAX);
+        }
+        status
+    }
+
+    /// For how long no primary has been routed to: through an election, and until the next one is confirmed.
+    pub fn without_primary(&self) -> Duration {
+        self.unserved.map(|since| since.elapsed()).unwrap_or_default()
     }
 }
 
@@ -203,8 +234,7 @@ pub struct ClusterHandle {
     pub name: ClusterName,
     /// Where its members are learned from: `etcd`, `consul`, `patroni`, `static`.
     pub source: &'static str,
-    /// Reconnects to the store after the first connection.
-    pub store_reconnects: Counter,
+    store: ArcSwapOption<SourceStats>,
     status: ArcSwapOption<Described>,
     events: mpsc::Sender<Event>,
 }
@@ -212,12 +242,26 @@ pub struct ClusterHandle {
 impl ClusterHandle {
     /// `events` leads to the control task: an operator's wishes go there.
     pub fn new(name: ClusterName, source: &'static str, events: mpsc::Sender<Event>) -> Self {
-        Self { name, source, store_reconnects: Counter::default(), status: ArcSwapOption::empty(), events }
+        Self { name, source, store: ArcSwapOption::empty(), status: ArcSwapOption::empty(), events }
+    }
+
+    /// Whoever starts the source calls this, before it runs.
+    pub fn set_source(&self, stats: Arc<SourceStats>) {
+        self.store.store(Some(stats));
+    }
+
+    /// What the source counts. `None`: it has not been started.
+    pub fn source_stats(&self) -> Option<Arc<SourceStats>> {
+        self.store.load_full()
     }
 
     /// Only the control task calls this: after each change, and at least every second.
     pub fn describe(&self, status: ClusterStatus) {
-        self.status.store(Some(Arc::new(Described { status: Arc::new(status), made: Instant::now() })));
+        let made = Instant::now();
+        let before = self.status().and_then(|described| described.unserved);
+        let began = made.checked_sub(Duration::from_millis(status.primary.since_ms)).unwrap_or(made);
+        let unserved = (status.primary.state != "confirmed").then(|| before.unwrap_or(began));
+        self.status.store(Some(Arc::new(Described { status: Arc::new(status), made, unserved })));
     }
 
     /// The last description. `None`: the control task has not made any yet.
@@ -294,6 +338,10 @@ fn aged(status: &ClusterStatus, by: Duration) -> ClusterStatus {
     status.store.age_ms.iter_mut().for_each(add);
     add(&mut status.primary.since_ms);
     status.primary.confirmed_ms.iter_mut().for_each(add);
-    status.members.iter_mut().filter_map(|member| member.answer.as_mut()).for_each(|answer| add(&mut answer.age_ms));
+    status
+        .members
+        .iter_mut()
+        .filter_map(|member| member.answer.as_mut())
+        .for_each(|answer| add(&mut answer.age_ms));
     status
 }

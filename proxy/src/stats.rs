@@ -136,7 +136,7 @@ pub struct ListenerStats {
     pub bytes_out: Counter,
     /// Errors of accept(2) itself (descriptors, memory).
     pub accept_errors: Counter,
-    /// CancelRequests that were passed on.
+    /// `CancelRequest`s that were passed on.
     pub cancels: Counter,
     closes: RwLock<BTreeMap<&'static str, Arc<Counter>>>,
     servers: RwLock<BTreeMap<MemberName, Arc<ServerStats>>>,
@@ -164,7 +164,9 @@ pub struct ServerStats {
 impl ListenerStats {
     /// The counters of a member, made at the first use.
     pub fn server(&self, member: &MemberName) -> Arc<ServerStats> {
-        if let Some(stats) = self.servers.read().unwrap_or_else(std::sync::PoisonError::into_inner).get(member) {
+        if let Some(stats) =
+            self.servers.read().unwrap_or_else(std::sync::PoisonError::into_inner).get(member)
+        {
             return Arc::clone(stats);
         }
         let mut servers = self.servers.write().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -180,7 +182,9 @@ impl ListenerStats {
     /// Counts the end of a connection.
     pub fn closed(&self, reason: &CloseReason) {
         let label = reason.label();
-        if let Some(counter) = self.closes.read().unwrap_or_else(std::sync::PoisonError::into_inner).get(label) {
+        if let Some(counter) =
+            self.closes.read().unwrap_or_else(std::sync::PoisonError::into_inner).get(label)
+        {
             counter.add(1);
             return;
         }

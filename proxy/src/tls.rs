@@ -93,29 +93,39 @@ pub fn server_name(tls: Option<&ClientTls>, host: &str) -> Result<ServerName<'st
 /// A sentence for people, if a failed TLS handshake is at the bottom of an error.
 pub fn explain(error: &(dyn Error + 'static)) -> Option<String> {
     let error = find_tls(error)?;
-    Some(match error {
-        rustls::Error::InvalidCertificate(why) => match why {
-            CertificateError::UnknownIssuer => {
-                "its certificate is signed by an authority that is not trusted here; check tls.ca".to_owned()
-            }
-            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-                format!("its certificate names another host ({why}); check tls.server_name")
-            }
-            CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-                "its certificate has expired".to_owned()
-            }
-            other => format!("its certificate is not accepted: {other}"),
-        },
+    if let rustls::Error::InvalidCertificate(why) = error {
+        return Some(explain_certificate(why));
+    }
+    let refused = matches!(
+        error,
         rustls::Error::AlertReceived(
             AlertDescription::CertificateRequired
-            | AlertDescription::BadCertificate
-            | AlertDescription::UnknownCA
-            | AlertDescription::CertificateExpired
-            | AlertDescription::CertificateUnknown,
-        ) => format!("it does not accept our client certificate ({error}); check tls.cert and tls.key"),
-        rustls::Error::InvalidMessage(_) => "it does not speak TLS; is it http rather than https?".to_owned(),
-        other => format!("the TLS handshake failed: {other}"),
+                | AlertDescription::BadCertificate
+                | AlertDescription::UnknownCA
+                | AlertDescription::CertificateExpired
+                | AlertDescription::CertificateUnknown,
+        )
+    );
+    Some(if refused {
+        format!("it does not accept our client certificate ({error}); check tls.cert and tls.key")
+    } else if matches!(error, rustls::Error::InvalidMessage(_)) {
+        "it does not speak TLS; is it http rather than https?".to_owned()
+    } else {
+        format!("the TLS handshake failed: {error}")
     })
+}
+
+fn explain_certificate(why: &CertificateError) -> String {
+    if *why == CertificateError::UnknownIssuer {
+        return "its certificate is signed by an authority that is not trusted here; check tls.ca".to_owned();
+    }
+    if matches!(why, CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. }) {
+        return format!("its certificate names another host ({why}); check tls.server_name");
+    }
+    if matches!(why, CertificateError::Expired | CertificateError::ExpiredContext { .. }) {
+        return "its certificate has expired".to_owned();
+    }
+    format!("its certificate is not accepted: {why}")
 }
 
 /// rustls hides its errors in `io::Error`s, which do not show them as their source.

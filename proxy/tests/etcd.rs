@@ -8,9 +8,12 @@ use std::time::{Duration, Instant};
 
 use etcd_client::{Txn, TxnOp};
 use support::etcd::EtcdCluster;
+use support::fake::forwarder;
 use support::source::Source;
+use tokio::sync::watch;
 
-const MEMBER: &str = r#"{"conn_url":"postgres://127.0.0.1:5432/postgres","state":"running","role":"primary"}"#;
+const MEMBER: &str =
+    r#"{"conn_url":"postgres://127.0.0.1:5432/postgres","state":"running","role":"primary"}"#;
 
 fn three() -> (EtcdCluster, Source) {
     let etcd = EtcdCluster::start(3);
@@ -111,7 +114,10 @@ async fn all_frozen_and_thawed() {
     source.leader("n1").await;
     (0..3).for_each(|node| etcd.freeze(node));
     let error = source.lost().await;
-    assert!(error.contains("no answer") || error.contains("said nothing") || error.contains("no connection"), "{error}");
+    assert!(
+        error.contains("no answer") || error.contains("said nothing") || error.contains("no connection"),
+        "{error}"
+    );
     (0..3).for_each(|node| etcd.thaw(node));
     source.view(|_| true).await;
     etcd.await_health();
@@ -147,6 +153,28 @@ async fn quorum_lost_and_found() {
     source.leader("n1").await;
 }
 
+/// A watch that dies without a word while the server lives: the path between swallows everything.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_watch() {
+    let etcd = EtcdCluster::start(1);
+    etcd.put(0, "leader", "n1");
+    let (mute, muted) = watch::channel(false);
+    let direct = etcd.endpoint(0);
+    let path = forwarder(direct.strip_prefix("http://").unwrap().to_owned(), muted).await;
+    let through = format!("http://127.0.0.1:{}", path.port);
+    let mut source = Source::start(&format!("endpoints = [{through:?}, {direct:?}]"));
+    source.leader("n1").await;
+    source.alive().await;
+    mute.send(true).unwrap();
+    let dead = Instant::now();
+    etcd.put(0, "leader", "n2");
+    source.leader("n2").await;
+    assert!(dead.elapsed() < Duration::from_secs(5), "{:?}", dead.elapsed());
+    assert_eq!(source.stats.connected(), Some(direct.as_str()));
+    assert_eq!((path.connections(), source.stats.watch_restarts()), (1, 1));
+    assert!(source.stays_for(Duration::from_secs(3)).await >= 2);
+}
+
 /// What happened while we were away is compacted: the full read does not need it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn compacted_while_away() {
@@ -159,6 +187,25 @@ async fn compacted_while_away() {
     etcd.ctl(1, &["compact", &(before.0 + 15).to_string()]);
     source.leader("n2").await;
     etcd.thaw(0);
+}
+
+/// A store that begins anew under the same name is not believed at once, but in the end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_older_store_is_believed_when_it_persists() {
+    let mut etcd = EtcdCluster::start(1);
+    (0..20).for_each(|_| etcd.put(0, "status", r#"{"optime":1}"#));
+    etcd.put(0, "leader", "n1");
+    let mut source = Source::start(&format!("endpoints = [{}]", etcd.endpoints()));
+    let before = source.leader("n1").await.revision;
+    etcd.kill(0);
+    etcd.wipe(0);
+    etcd.restart(0);
+    etcd.await_health();
+    let error = source.lost().await;
+    let view = source.view(|view| view.revision < before).await;
+    assert_eq!(view.leader, None, "what the new store does not have is gone ({error})");
+    etcd.put(0, "leader", "n2");
+    source.leader("n2").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -227,7 +274,8 @@ async fn mutual_tls() {
     let error = Source::start(&with("ca.pem", &named)).lost().await;
     assert!(error.contains("names another host"), "{error}");
     Source::start(&with("ca.pem", &format!("{named}, verify = \"ca\""))).leader("n2").await;
-    Source::start(&with("other-ca.pem", &format!("{named}, verify = \"none\""))).leader("n2").await;
+    let unchecked = format!("endpoints = [{}], tls = {{ verify = \"none\"{client} }}", etcd.endpoints());
+    Source::start(&unchecked).leader("n2").await;
 
     let clear = etcd.endpoints().replace("https", "http");
     let error = Source::start(&format!("endpoints = [{clear}]")).lost().await;

@@ -3,6 +3,8 @@
 //!
 //! `RUNS` in the environment: how many switchovers (default 5).
 
+use std::io::Write as _;
+
 use anyhow::{Result, ensure};
 use pointsman_tests::stopwatch::{self, Verdict};
 use pointsman_tests::{Cluster, ClusterOptions, HaProxy, HaProxyChecks, Pointsman};
@@ -24,6 +26,8 @@ async fn clients_of_the_write_port_lose_nothing_in_a_planned_switchover() -> Res
         ("HAProxy, 100 ms checks", tuned.primary()),
     ];
 
+    // Not `println!`: the lines are wanted also when the test passes.
+    let mut output = std::io::stdout();
     let mut ours: Vec<Verdict> = Vec::new();
     for run in 1..=runs {
         cluster.wait_ready().await?;
@@ -31,9 +35,9 @@ async fn clients_of_the_write_port_lose_nothing_in_a_planned_switchover() -> Res
         tuned.wait_settled().await?;
         let candidate = cluster.a_replica().await?;
         let measured = stopwatch::measure_switchover(&cluster, &ports, &candidate).await?;
-        println!("switchover {run} of {runs}, {} to {}:", measured.old, measured.new);
+        writeln!(output, "switchover {run} of {runs}, {} to {}:", measured.old, measured.new)?;
         for verdict in &measured.verdicts {
-            println!("  {verdict}");
+            writeln!(output, "  {verdict}")?;
         }
         ours.extend(measured.verdicts.into_iter().next());
     }
@@ -49,7 +53,7 @@ async fn clients_of_the_write_port_lose_nothing_in_a_planned_switchover() -> Res
     }
     let shares: Vec<f64> = ours.iter().map(|verdict| verdict.share_ms).collect();
     let median = stopwatch::median(&shares)?;
-    println!("our share, median of {runs}: {median:.1} ms");
+    writeln!(output, "our share, median of {runs}: {median:.1} ms")?;
     ensure!(median < SHARE_LIMIT_MS, "our share is {median:.1} ms, the limit {SHARE_LIMIT_MS} ms");
     Ok(())
 }

@@ -15,6 +15,8 @@ use crate::view::{
 
 mod words;
 
+pub use words::Span;
+
 /// What one listener wants of the topology.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenerPolicy {
@@ -174,7 +176,7 @@ pub enum Event {
     Probe {
         /// The server.
         member: MemberName,
-        /// How it went ([`DialOutcome::Served`]: it answered our SSLRequest).
+        /// How it went ([`DialOutcome::Served`]: it answered our encryption request).
         outcome: DialOutcome,
     },
     /// An operator's wish.
@@ -207,7 +209,7 @@ pub enum Effect {
         /// How long an answer may take.
         deadline: Duration,
     },
-    /// Connect to the server, send an SSLRequest, await one byte, close. Answered by one [`Event::Probe`].
+    /// Connect to the server, send a `GSSENCRequest`, await one byte, close. Answered by one [`Event::Probe`].
     Probe {
         /// Whom.
         member: MemberName,

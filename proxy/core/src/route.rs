@@ -147,6 +147,11 @@ impl NoRoute {
         }
     }
 
+    /// Whether waiting is in vain: nothing that happens by itself will bring a candidate.
+    pub fn is_lasting(&self) -> bool {
+        matches!(self, Self::StandbyCluster)
+    }
+
     /// What a person can do about it: the HINT of the error that a client gets.
     pub fn hint(&self) -> &'static str {
         match self {

@@ -126,6 +126,12 @@ fn the_checks_hold_for_the_corpus() {
     for (_, bytes) in corpus("server_reply") {
         checks::server_reply(&bytes);
     }
+    for (_, bytes) in corpus("patroni_keys") {
+        checks::patroni_keys(&bytes);
+    }
+    for (_, bytes) in corpus("rest_status") {
+        checks::rest_status(&bytes);
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -186,5 +192,19 @@ proptest! {
     #[test]
     fn the_checks_hold_for_mutated_replies(bytes in mutated("server_reply")) {
         checks::server_reply(&bytes);
+    }
+
+    #[test]
+    fn the_checks_hold_for_mutated_statuses(bytes in mutated("rest_status")) {
+        checks::rest_status(&bytes);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn the_checks_hold_for_mutated_keys(bytes in mutated("patroni_keys")) {
+        checks::patroni_keys(&bytes);
     }
 }

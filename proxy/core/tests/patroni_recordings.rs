@@ -140,12 +140,9 @@ fn a_switchover_is_seen_in_its_order() {
         if before.announcement.is_some() != after.announcement.is_some() {
             story.push(if after.announcement.is_some() { "announced" } else { "cleared" });
         }
-        match (before.leader, after.leader) {
-            (None, Some(leader)) => {
-                assert_eq!(leader.member, member("n1"));
-                story.push("named");
-            }
-            (Some(_), Some(_)) | (_, None) => {}
+        if let (None, Some(leader)) = (before.leader, &after.leader) {
+            assert_eq!(leader.member, member("n1"));
+            story.push("named");
         }
         let old = after.members.get(&member("n2"));
         if old.is_some_and(|old| old.position.is_none()) && !story.contains(&"no position") {

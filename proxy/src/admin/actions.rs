@@ -35,9 +35,9 @@ pub(super) fn member(app: &App, cluster: &str, member: &str, action: &str) -> An
     let Some(handle) = parts.cluster(cluster) else {
         return answer::problem(StatusCode::NOT_FOUND, &format!("there is no cluster {cluster:?}"));
     };
-    let known = handle.status().is_some_and(|described| {
-        described.status.members.iter().any(|found| found.name.as_str() == member)
-    });
+    let known = handle
+        .status()
+        .is_some_and(|described| described.status.members.iter().any(|found| found.name.as_str() == member));
     if !known {
         let sentence = format!("the cluster {cluster} has no member {member:?}");
         return answer::problem(StatusCode::NOT_FOUND, &sentence);

@@ -49,6 +49,8 @@ struct Process {
 struct Cluster {
     name: ClusterName,
     source: &'static str,
+    /// The endpoint of the store that is being watched.
+    endpoint: Option<String>,
     store_reconnects: u64,
     /// The age of the status itself; its own ages are up to date.
     described_ms: Option<u64>,
@@ -178,10 +180,12 @@ fn about(app: &App) -> Process {
 fn cluster(parts: &Parts, handle: &ClusterHandle) -> Cluster {
     let described = handle.status();
     let traffic = traffic(parts, &handle.name);
+    let source = handle.source_stats();
     Cluster {
         name: handle.name.clone(),
         source: handle.source,
-        store_reconnects: handle.store_reconnects.get(),
+        endpoint: source.as_ref().and_then(|source| source.connected().map(str::to_owned)),
+        store_reconnects: source.map_or(0, |source| source.reconnects()),
         described_ms: described.as_ref().map(|described| millis(described.made.elapsed())),
         status: described.map(|described| described.now()),
         traffic: traffic.into_iter().map(|(member, sum)| (member.to_string(), sum)).collect(),
@@ -223,18 +227,19 @@ pub(super) fn listeners(app: &App) -> Vec<Listener> {
 }
 
 fn listener(parts: &Parts, handle: &ListenerHandle) -> Listener {
-    let stats: &ListenerStats = &handle.stats;
+    let counters: &ListenerStats = &handle.stats;
     let status = parts.cluster(handle.cluster.as_str()).and_then(|cluster| cluster.status());
-    let route = status.as_ref().and_then(|described| {
-        described.status.routes.iter().find(|route| route.listener == handle.name)
-    });
+    let route = status
+        .as_ref()
+        .and_then(|described| described.status.routes.iter().find(|route| route.listener == handle.name));
     let candidates = route.map(|route| route.candidates.clone()).unwrap_or_default();
     let (state, why) = match route {
         _ if !handle.listening() => ("down", Some("it does not accept connections".to_owned())),
         Some(_) if !candidates.is_empty() => ("open", None),
         _ => {
             let reason = route.and_then(|route| route.why_not.as_ref());
-            let reason = reason.map_or_else(|| "the cluster has not been looked at yet".to_owned(), ToString::to_string);
+            let reason = reason
+                .map_or_else(|| "the cluster has not been looked at yet".to_owned(), ToString::to_string);
             (if handle.hold.is_zero() { "refusing" } else { "held" }, Some(reason))
         }
     };
@@ -250,18 +255,18 @@ fn listener(parts: &Parts, handle: &ListenerHandle) -> Listener {
         hold_ms: millis(handle.hold),
         max_held: handle.max_held,
         max_connections: handle.max_connections,
-        accepted: stats.accepted.get(),
-        sessions: stats.sessions.get(),
-        held: stats.held.get(),
-        held_total: stats.held_total.get(),
-        held_ms_mean: mean(stats.held_for.sum(), stats.held_for.count()).map(millis),
-        held_ms_max: millis(stats.held_for.max()),
-        bytes_in: stats.bytes_in.get(),
-        bytes_out: stats.bytes_out.get(),
-        accept_errors: stats.accept_errors.get(),
-        cancels: stats.cancels.get(),
-        closes: stats.closes(),
-        servers: stats.servers().into_iter().map(|(member, server)| serving(member, &server)).collect(),
+        accepted: counters.accepted.get(),
+        sessions: counters.sessions.get(),
+        held: counters.held.get(),
+        held_total: counters.held_total.get(),
+        held_ms_mean: mean(counters.held_for.sum(), counters.held_for.count()).map(millis),
+        held_ms_max: millis(counters.held_for.max()),
+        bytes_in: counters.bytes_in.get(),
+        bytes_out: counters.bytes_out.get(),
+        accept_errors: counters.accept_errors.get(),
+        cancels: counters.cancels.get(),
+        closes: counters.closes(),
+        servers: counters.servers().into_iter().map(|(member, server)| serving(member, &server)).collect(),
     }
 }
 

@@ -8,14 +8,13 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
+
+use crate::socket;
 
 /// The group that may use the UNIX socket, where the system has it.
 const GROUP: &str = "pointsman";
-
-/// Connections that the kernel keeps ready for us.
-const BACKLOG: i32 = 256;
 
 /// A peer that does not take our bytes for so long is gone.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -59,17 +58,7 @@ pub(super) fn tcp(address: SocketAddr) -> Result<TcpListener, BindError> {
 }
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
-    socket.set_reuse_address(true)?;
-    if address.is_ipv6() {
-        socket.set_only_v6(true)?;
-        socket.set_freebind_v6(true)?;
-    } else {
-        socket.set_freebind_v4(true)?;
-    }
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
+    TcpListener::from_std(socket::listen(address)?)
 }
 
 /// A peer that vanished, or that never reads, must not keep its place.

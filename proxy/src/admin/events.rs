@@ -55,7 +55,11 @@ fn start<B>(context: &Context, request: &Request<B>) -> u64 {
 }
 
 /// Ends when the reader is gone, or when `live` does (never: the timeline lives as long as the process).
-async fn send_all(past: Vec<Arc<Entry>>, mut live: broadcast::Receiver<Arc<Entry>>, reader: mpsc::Sender<Bytes>) {
+async fn send_all(
+    past: Vec<Arc<Entry>>,
+    mut live: broadcast::Receiver<Arc<Entry>>,
+    reader: mpsc::Sender<Bytes>,
+) {
     if reader.send(Bytes::from_static(b"retry: 1000\n\n")).await.is_err() {
         return;
     }

@@ -16,10 +16,7 @@ use pointsman_core::status::{ClusterStatus, MemberStatus};
 use serde::Serialize;
 
 use super::answer::{self, Answer};
-use crate::state::{App, ClusterHandle, Life, ListenerHandle, Parts};
-
-/// A control task that has not described itself for so long is stuck: it does so every second.
-const STUCK: Duration = Duration::from_secs(10);
+use crate::state::{App, ClusterHandle, Described, Life, ListenerHandle, Parts, STUCK};
 
 /// What a health answer says.
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -42,7 +39,11 @@ impl Verdict {
 /// 200 or 503; a question by OPTIONS is answered by the status alone, as Patroni does.
 pub(super) fn answer(method: &Method, verdict: &Verdict) -> Answer {
     let status = if verdict.ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    if method == Method::OPTIONS { answer::of(status, "application/json", "") } else { answer::json(status, verdict) }
+    if method == Method::OPTIONS {
+        answer::of(status, "application/json", "")
+    } else {
+        answer::json(status, verdict)
+    }
 }
 
 /// The process answers.
@@ -60,7 +61,7 @@ pub(super) fn ready(app: &App, cluster: Option<&str>) -> Result<Verdict, String>
             why.push(format!("the listener {} does not accept connections", listener.name));
         }
         match described(cluster) {
-            Ok(status) => reach(&status, &mut why, &mut remarks),
+            Ok(described) => reach(&described.status, &mut why, &mut remarks),
             Err(sentence) => why.push(sentence),
         }
     }
@@ -77,24 +78,30 @@ pub(super) fn replicas(app: &App, cluster: Option<&str>) -> Result<Verdict, Stri
     serves(app, cluster, "replicas", |target| target != Target::Primary)
 }
 
-fn serves(app: &App, cluster: Option<&str>, what: &str, wanted: fn(Target) -> bool) -> Result<Verdict, String> {
+fn serves(
+    app: &App,
+    cluster: Option<&str>,
+    what: &str,
+    wanted: fn(Target) -> bool,
+) -> Result<Verdict, String> {
     let parts = app.parts.load();
     let mut why = serving(app);
     let mut remarks = Vec::new();
     for cluster in chosen(&parts, cluster)? {
-        let status = match described(cluster) {
-            Ok(status) => status,
+        let (now, unserved) = match described(cluster) {
+            Ok(described) => (described.now(), described.without_primary()),
             Err(sentence) => {
                 why.push(sentence);
                 continue;
             }
         };
-        let mut asked = parts.listeners_of(&cluster.name).filter(|listener| wanted(listener.target)).peekable();
+        let mut asked =
+            parts.listeners_of(&cluster.name).filter(|listener| wanted(listener.target)).peekable();
         if asked.peek().is_none() {
             why.push(format!("the cluster {} has no listener for {what}", cluster.name));
         }
         for listener in asked {
-            match would_serve(&status, listener) {
+            match would_serve(&now, unserved, listener) {
                 Ok(Some(remark)) => remarks.push(remark),
                 Ok(None) => {}
                 Err(sentence) => why.push(sentence),
@@ -105,7 +112,11 @@ fn serves(app: &App, cluster: Option<&str>, what: &str, wanted: fn(Target) -> bo
 }
 
 /// Whether a new session would be served (nothing to say), held (a remark) or refused (an error).
-fn would_serve(status: &ClusterStatus, listener: &ListenerHandle) -> Result<Option<String>, String> {
+fn would_serve(
+    status: &ClusterStatus,
+    waited: Duration,
+    listener: &ListenerHandle,
+) -> Result<Option<String>, String> {
     let name = &listener.name;
     if !listener.listening() {
         return Err(format!("the listener {name} does not accept connections"));
@@ -118,7 +129,6 @@ fn would_serve(status: &ClusterStatus, listener: &ListenerHandle) -> Result<Opti
     }
     let reason = route.why_not.as_ref().map_or_else(|| "no candidate".to_owned(), NoRoute::to_string);
     let held = listener.stats.held.get();
-    let waited = Duration::from_millis(status.primary.since_ms);
     if listener.hold.is_zero() || route.why_not == Some(NoRoute::StandbyCluster) {
         Err(format!("the listener {name} refuses: {reason}"))
     } else if held >= u64::from(listener.max_held) {
@@ -163,7 +173,7 @@ fn unreachable(member: &MemberStatus) -> bool {
     member.health == "down" || (member.health == "unknown" && no_answer)
 }
 
-fn described(cluster: &ClusterHandle) -> Result<ClusterStatus, String> {
+fn described(cluster: &ClusterHandle) -> Result<Arc<Described>, String> {
     let Some(described) = cluster.status() else {
         return Err(format!("the cluster {} has not been looked at yet", cluster.name));
     };
@@ -171,19 +181,14 @@ fn described(cluster: &ClusterHandle) -> Result<ClusterStatus, String> {
     if age > STUCK {
         return Err(format!("the cluster {} has not been looked at for {} s", cluster.name, age.as_secs()));
     }
-    Ok(described.now())
+    Ok(described)
 }
 
 /// The cluster of this name, or all.
 fn chosen<'a>(parts: &'a Parts, name: Option<&str>) -> Result<Vec<&'a Arc<ClusterHandle>>, String> {
-    match name {
-        None => Ok(parts.clusters.iter().collect()),
-        Some(name) => match parts.cluster(name) {
-            Some(cluster) => Ok(vec![cluster]),
-            None => {
-                let known: Vec<_> = parts.clusters.iter().map(|cluster| cluster.name.as_str()).collect();
-                Err(format!("there is no such cluster; there is {}", known.join(", ")))
-            }
-        },
-    }
+    let Some(name) = name else { return Ok(parts.clusters.iter().collect()) };
+    parts.cluster(name).map(|cluster| vec![cluster]).ok_or_else(|| {
+        let known: Vec<_> = parts.clusters.iter().map(|cluster| cluster.name.as_str()).collect();
+        format!("there is no such cluster; there is {}", known.join(", "))
+    })
 }

@@ -150,9 +150,14 @@ mod tests {
 
     #[test]
     fn escapes_are_decoded_and_nonsense_stays() {
-        for (text, decoded) in
-            [("pg1", "pg1"), ("a%2Fb", "a/b"), ("a%20%c3%a9", "a é"), ("100%", "100%"), ("%zz%4", "%zz%4"), ("%ff", "%ff")]
-        {
+        for (text, decoded) in [
+            ("pg1", "pg1"),
+            ("a%2Fb", "a/b"),
+            ("a%20%c3%a9", "a é"),
+            ("100%", "100%"),
+            ("%zz%4", "%zz%4"),
+            ("%ff", "%ff"),
+        ] {
             assert_eq!(decode(text), decoded, "{text}");
         }
     }

@@ -131,10 +131,8 @@ impl Kept {
 
 /// No connection.
 fn refused(error: &io::Error) -> Failure {
-    let kind = match error.kind() {
-        io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => AskError::Refused,
-        _ => AskError::Unreachable,
-    };
+    let refused = matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset);
+    let kind = if refused { AskError::Refused } else { AskError::Unreachable };
     (kind, connect::explain(error))
 }
 

@@ -108,7 +108,7 @@ impl Source<'_> {
 
     /// Reads and watches at one endpoint until something fails.
     async fn follow(&mut self, index: usize, endpoint: &Endpoint) -> Result<Infallible, End> {
-        let store = connection::open(self.etcd, endpoint).await.map_err(End::Endpoint)?;
+        let store = Box::pin(connection::open(self.etcd, endpoint)).await.map_err(End::Endpoint)?;
         let revision = self.read(&store).await.map_err(End::Endpoint)?;
         self.rota.answered();
         self.outlet.stats.connected.store(index, Ordering::Relaxed);
@@ -118,9 +118,9 @@ impl Source<'_> {
         self.outlet.view(self.keys.view()).await;
         let watched = self.watch(&store, revision).await;
         self.outlet.stats.watch_restarts.fetch_add(1, Ordering::Relaxed);
-        watched.map_err(|error| match error {
-            EtcdError::Silent { .. } | EtcdError::CallTimeout { .. } => End::Endpoint(error),
-            _ => End::Watch(error),
+        watched.map_err(|error| {
+            let hangs = matches!(error, EtcdError::Silent { .. } | EtcdError::CallTimeout { .. });
+            if hangs { End::Endpoint(error) } else { End::Watch(error) }
         })
     }
 
@@ -182,8 +182,13 @@ impl Source<'_> {
         let (mut requests, mut responses) = stream.split();
         let mut heartbeat = interval(HEARTBEAT);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut heard = Instant::now();
+        let began = Instant::now();
+        let mut heard = began;
         loop {
+            // A watch that has lived for a while has proved its endpoint; one that ends at once has not.
+            if heard - began > HEARTBEAT {
+                self.rota.proved();
+            }
             tokio::select! {
                 response = responses.message() => {
                     let response = response.map_err(|error| store.error(&error))?.ok_or(EtcdError::Ended)?;
@@ -220,9 +225,6 @@ impl Source<'_> {
         let revision = response.header().map_or(0, etcd_client::ResponseHeader::revision);
         self.guard.saw(revision);
         if response.events().is_empty() {
-            if !response.created() {
-                self.rota.proved();
-            }
             self.outlet.alive(number(revision)).await;
             return Ok(());
         }

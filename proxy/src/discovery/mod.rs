@@ -149,7 +149,7 @@ impl Outlet<'_> {
     /// nobody left to tell anything, and whoever owns this source will drop it.
     async fn send(&mut self, event: Event) {
         if self.events.send(event).await.is_err() {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 }

@@ -39,17 +39,11 @@ pub(crate) struct Client {
     parser: StartupParser,
     /// Received, and not part of a message that was taken off.
     early: Vec<u8>,
-    spoke: bool,
 }
 
 impl Client {
     pub(crate) fn new(stream: TcpStream) -> Self {
-        Self { stream, parser: StartupParser::default(), early: Vec::new(), spoke: false }
-    }
-
-    /// Whether it has ever sent a byte.
-    pub(crate) fn has_spoken(&self) -> bool {
-        self.spoke
+        Self { stream, parser: StartupParser::default(), early: Vec::new() }
     }
 
     /// What came after the messages that were taken off. After [`FirstMessage::DirectTls`]: the handshake.
@@ -120,7 +114,6 @@ impl Client {
         if count == 0 {
             return Err(ClientError::Closed);
         }
-        self.spoke = true;
         self.early.extend_from_slice(buffer.get(..count).unwrap_or_default());
         if self.early.len() > MAX_EARLY { Err(ClientError::Flood) } else { Ok(()) }
     }

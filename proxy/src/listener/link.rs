@@ -108,9 +108,6 @@ impl Link {
     /// Sends a first message and waits until it is clear what the server makes of it. Afterwards
     /// [`Link::received`] holds what the client has to see.
     pub(crate) async fn ask(&mut self, question: &Question, deadline: Instant) -> Result<Answer, DialError> {
-        if self.grant.fence.raised().is_some() {
-            return Err(DialError::Revoked);
-        }
         self.received.clear();
         let Self { stream, grant, received, .. } = self;
         let asking = async {
@@ -164,7 +161,7 @@ async fn answer(stream: &TcpStream, kind: Kind, received: &mut Vec<u8>) -> Resul
 fn receive_now(stream: &TcpStream, received: &mut Vec<u8>) -> io::Result<()> {
     let mut buffer = [0; ServerReply::MAX_INSPECTED];
     match read_now(stream, &mut buffer)? {
-        0 => Err(io::ErrorKind::ConnectionReset.into()),
+        0 => Err(io::ErrorKind::UnexpectedEof.into()),
         count => {
             received.extend_from_slice(buffer.get(..count).unwrap_or_default());
             Ok(())

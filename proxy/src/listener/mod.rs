@@ -44,10 +44,10 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use self::reports::Reports;
 use self::admission::Sources;
 use self::client::Client;
 use self::holds::Holds;
+pub use self::reports::Reports;
 use crate::routes::Routes;
 use crate::sessions::Sessions;
 use crate::socket::{self, TcpOptions};
@@ -74,14 +74,13 @@ pub struct ListenError {
 }
 
 fn explain(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::AddrInUse => "address already in use; another process listens there \
-                                     (`ss -ltnp` shows which)"
-            .to_owned(),
-        io::ErrorKind::PermissionDenied => {
-            "permission denied; ports below 1024 need CAP_NET_BIND_SERVICE".to_owned()
-        }
-        _ => error.to_string(),
+    let kind = error.kind();
+    if kind == io::ErrorKind::AddrInUse {
+        "address already in use; `ss -ltnp` shows by whom".to_owned()
+    } else if kind == io::ErrorKind::PermissionDenied {
+        "permission denied; ports below 1024 need CAP_NET_BIND_SERVICE".to_owned()
+    } else {
+        error.to_string()
     }
 }
 
@@ -164,7 +163,7 @@ fn policy(balance: Balance) -> Policy {
     }
 }
 
-/// One listener. Dropping it stops accepting; sessions go on until [`Listener::drain`] or their own end.
+/// One listener. Dropping it stops accepting and refuses who is held; established sessions go on.
 #[derive(Debug)]
 pub struct Listener {
     shared: Arc<Shared>,
@@ -219,8 +218,7 @@ impl Listener {
     pub fn start(&mut self) -> Result<(), ListenError> {
         let bound = std::mem::take(&mut self.bound);
         for (socket, &address) in bound.into_iter().zip(&self.addresses) {
-            let socket =
-                TcpListener::from_std(socket).map_err(|source| ListenError { address, source })?;
+            let socket = TcpListener::from_std(socket).map_err(|source| ListenError { address, source })?;
             let (shared, accepting) = (Arc::clone(&self.shared), self.accepting.clone());
             self.acceptors.spawn(async move {
                 accepting.run_until_cancelled_owned(accept(&shared, socket, address)).await;
@@ -268,6 +266,11 @@ impl Listener {
         self.bound.is_empty() && !self.accepting.is_cancelled()
     }
 
+    /// Tasks that run for it now: accept loops, the keeper of the hold queue, sessions, refusals.
+    pub fn tasks(&self) -> usize {
+        self.acceptors.len() + self.shared.tracker.len()
+    }
+
     /// Has the listening sockets closed. Sessions go on.
     pub fn stop_accepting(&self) {
         self.accepting.cancel();
@@ -283,10 +286,7 @@ impl Listener {
     /// Stops accepting, refuses who is held, waits for the sessions until the deadline, cuts the rest, and
     /// returns how many were cut. Cancel-safe: calling it again goes on.
     pub async fn drain(&self, deadline: Instant) -> usize {
-        self.stop_accepting();
-        self.shared.draining.cancel();
-        self.keeping.cancel();
-        self.shared.tracker.close();
+        self.begin_drain();
         if timeout_at(deadline, self.shared.tracker.wait()).await.is_ok() {
             return 0;
         }
@@ -297,18 +297,26 @@ impl Listener {
         cut
     }
 
+    fn begin_drain(&self) {
+        self.stop_accepting();
+        self.shared.draining.cancel();
+        self.keeping.cancel(); // nobody is held from here on
+        self.shared.tracker.close();
+    }
+
     /// Asks every session to end, and returns how many were asked.
     pub fn cut(&self, reason: &CloseReason) -> usize {
-        let ours = self.shared.sessions.list().into_iter().filter(|session| {
-            session.listener == self.shared.name && session.cluster == self.shared.cluster
-        });
+        let ours =
+            self.shared.sessions.list().into_iter().filter(|session| {
+                session.listener == self.shared.name && session.cluster == self.shared.cluster
+            });
         ours.map(|session| session.kill(reason.clone())).count()
     }
 }
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        self.stop_accepting();
+        self.begin_drain();
     }
 }
 
@@ -337,8 +345,7 @@ impl Listeners {
     pub async fn drain(&self, deadline: Instant) -> usize {
         let mut cut = 0;
         for listener in &self.0 {
-            listener.stop_accepting();
-            listener.shared.draining.cancel();
+            listener.begin_drain();
         }
         for listener in &self.0 {
             cut += listener.drain(deadline).await;
@@ -371,7 +378,8 @@ async fn accept(shared: &Arc<Shared>, socket: TcpListener, address: SocketAddr) 
                 if backoff.is_none() {
                     tracing::warn!(listener = %shared.name, %address, "cannot accept a connection: {error}");
                 }
-                let pause = backoff.map_or(SHORTEST_BACKOFF, |pause: Duration| (pause * 2).min(LONGEST_BACKOFF));
+                let pause =
+                    backoff.map_or(SHORTEST_BACKOFF, |pause: Duration| (pause * 2).min(LONGEST_BACKOFF));
                 backoff = Some(pause);
                 tokio::time::sleep(pause).await;
             }

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use pointsman_core::close::CloseReason;
 use pointsman_core::error_response::{ErrorResponse, SqlState};
-use pointsman_core::route::NoRoute;
 use pointsman_core::startup::FirstMessage;
 
 use super::Shared;
@@ -65,51 +64,27 @@ async fn to_startup(client: &mut Client, unanswered: Option<FirstMessage>) -> Re
 
 /// The error for a client, as it goes onto the wire. `None`: this end is not told.
 pub(crate) fn response(shared: &Shared, reason: &CloseReason, held: Duration) -> Option<Vec<u8>> {
-    let sqlstate = match reason {
+    let whose = format!("pointsman (cluster \"{}\", listener \"{}\")", shared.cluster, shared.name);
+    let (sqlstate, message) = if *reason == CloseReason::Drained {
         // libpq goes on to the next host of its list for this code, and only for this one.
-        CloseReason::Drained => SqlState::CANNOT_CONNECT_NOW,
-        other => other.sqlstate()?,
+        (SqlState::CANNOT_CONNECT_NOW, format!("{whose}: shutting down"))
+    } else {
+        (reason.sqlstate()?, format!("{whose}: {reason}"))
     };
-    let (listener, cluster) = (&shared.name, &shared.cluster);
-    let waited = format!("Pointsman held the connection for {:.1} s.", held.as_secs_f64());
-    let settings = shared.settings.load();
-    let (message, detail, hint) = match reason {
-        CloseReason::HeldTooLong(why) => {
-            let cause = why.as_ref().map_or_else(
-                || "too many others wait for the same server".to_owned(),
-                |why: &NoRoute| why.to_string(),
-            );
-            (
-                format!("no server of cluster \"{cluster}\" is available for listener \"{listener}\": {cause}"),
-                Some(waited),
-                why.as_ref().map(|why| why.hint().to_owned()),
-            )
-        }
-        CloseReason::DialFailed { .. } | CloseReason::ServerNotReady => (
-            format!("no server of cluster \"{cluster}\" is available for listener \"{listener}\": {reason}"),
-            Some(waited),
-            None,
-        ),
-        CloseReason::ListenerFull => (
-            format!("too many connections for listener \"{listener}\""),
-            Some(format!("The listener takes {} connections at once.", settings.listener.max_connections)),
-            None,
-        ),
-        CloseReason::SourceLimit => {
-            (format!("too many connections for listener \"{listener}\" from this address"), None, None)
-        }
-        CloseReason::QueueFull => (
-            format!("too many connections wait for a server of cluster \"{cluster}\""),
-            Some(format!(
-                "Listener \"{listener}\" holds {} connections at once.",
-                settings.listener.max_held
-            )),
-            shared.no_route().map(|no_route| no_route.hint().to_owned()),
-        ),
-        CloseReason::Drained => ("the load balancer is shutting down".to_owned(), None, None),
-        other => (other.to_string(), None, None),
+    let limits = &shared.settings.load().listener;
+    let detail = if *reason == CloseReason::ListenerFull {
+        Some(format!("The listener takes {} connections at once.", limits.max_connections))
+    } else if *reason == CloseReason::QueueFull {
+        Some(format!("The listener holds {} connections at once.", limits.max_held))
+    } else {
+        (!held.is_zero()).then(|| format!("The connection was held for {:.1} s.", held.as_secs_f64()))
     };
-    let response =
-        ErrorResponse { sqlstate, message: &message, detail: detail.as_deref(), hint: hint.as_deref() };
-    Some(response.encode())
+    let why = if let CloseReason::HeldTooLong(why) = reason { why.clone() } else { shared.no_route() };
+    let hint = why.filter(|_| lacks_route(reason)).map(|why| why.hint());
+    Some(ErrorResponse { sqlstate, message: &message, detail: detail.as_deref(), hint }.encode())
+}
+
+/// Whether the lack of a route is what the client suffers from.
+fn lacks_route(reason: &CloseReason) -> bool {
+    matches!(reason, CloseReason::HeldTooLong(_) | CloseReason::QueueFull)
 }

@@ -100,8 +100,7 @@ mod tests {
         while let Ok(Event::Dial { outcome, .. }) = events.try_recv() {
             told.push(outcome);
         }
-        let expected =
-            [DialOutcome::Served, DialOutcome::Refused, DialOutcome::Refused, DialOutcome::Served];
+        let expected = [DialOutcome::Served, DialOutcome::Refused, DialOutcome::Refused, DialOutcome::Served];
         assert_eq!(told, expected);
         for _ in 0..6 {
             reports.server_closed(&n1);

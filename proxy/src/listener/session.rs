@@ -8,6 +8,8 @@
 //!
 //! Cancel-safety: dropping the future closes both sockets and gives every counted place back.
 
+use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use pointsman_core::balance;
@@ -26,11 +28,11 @@ use super::holds::Entry;
 use super::link::{Answer, Grant, Link, Question};
 use super::record::{self, Tally};
 use super::{Settings, Shared, cancel, refuse};
-use crate::dial::DialError;
+use crate::dial::{DialError, is_reset};
 use crate::relay::{self, End, Pair, Side, Watch};
 use crate::sessions::{Granted, Login, Phase, SessionGuard};
 use crate::socket::TcpOptions;
-use crate::stats::{Gauge, ListenerHeld, ServerSessions};
+use crate::stats::{Gauge, GaugeGuard, ListenerHeld, ListenerStats, ServerSessions};
 
 /// The pauses of a session that comes back to the queue while the routes have not changed.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
@@ -43,7 +45,7 @@ pub(crate) async fn serve(shared: &Shared, stream: TcpStream, session: SessionGu
     let mut start = Start::new(shared, &settings, &session);
     // In a box of its own: an established session does not carry the room that the start needs.
     let started = Box::pin(start.run(&mut client)).await;
-    let (unanswered, tally) = (start.unanswered.take(), start.tally);
+    let (unanswered, understood, tally) = (start.unanswered.take(), start.understood, start.tally);
     drop(start);
     let reason = match started {
         Ok(link) => established(shared, &settings, &session, client, link).await,
@@ -53,7 +55,9 @@ pub(crate) async fn serve(shared: &Shared, stream: TcpStream, session: SessionGu
             reason
         }
     };
-    let quiet = matches!(reason, CloseReason::Closed(Peer::Client)) && session.granted().is_none();
+    // A health check connects and closes, or resets: it never sends a whole message.
+    let left = matches!(reason, CloseReason::Closed(Peer::Client) | CloseReason::Reset(Peer::Client));
+    let quiet = left && !understood;
     shared.stats.closed(&reason);
     record::write(&session, tally, &reason, settings.log_sessions, quiet);
     drop(session);
@@ -101,17 +105,14 @@ fn reason_of(end: End) -> CloseReason {
     }
 }
 
-fn broken(peer: Peer, error: &std::io::Error) -> CloseReason {
-    use std::io::ErrorKind;
-    match error.kind() {
-        ErrorKind::ConnectionReset
-        | ErrorKind::BrokenPipe
-        | ErrorKind::ConnectionAborted
-        | ErrorKind::NotConnected => CloseReason::Reset(peer),
-        ErrorKind::TimedOut | ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => {
-            CloseReason::Lost(peer)
-        }
-        _ => CloseReason::WriteFailed(peer),
+fn broken(peer: Peer, error: &io::Error) -> CloseReason {
+    use io::ErrorKind::{HostUnreachable, NetworkUnreachable, TimedOut};
+    if is_reset(error.kind()) {
+        CloseReason::Reset(peer)
+    } else if matches!(error.kind(), TimedOut | HostUnreachable | NetworkUnreachable) {
+        CloseReason::Lost(peer)
+    } else {
+        CloseReason::WriteFailed(peer)
     }
 }
 
@@ -127,19 +128,14 @@ async fn refused(
     if settings.listener.refuse == pointsman_config::Refuse::Close {
         return;
     }
-    match reason {
-        // Who says nothing is not waiting for words either.
-        CloseReason::StartupTimeout => {}
-        CloseReason::BadStartup(_) => {
-            if let Some(response) = refuse::response(shared, reason, tally.held) {
-                refuse::answer_nonsense(&client, &response).await;
-            }
-        }
-        _ => {
-            if let Some(response) = refuse::response(shared, reason, tally.held) {
-                refuse::explain(&mut client, unanswered, &response).await;
-            }
-        }
+    // Who says nothing is not waiting for words either.
+    let response =
+        refuse::response(shared, reason, tally.held).filter(|_| *reason != CloseReason::StartupTimeout);
+    let Some(response) = response else { return };
+    if matches!(reason, CloseReason::BadStartup(_)) {
+        refuse::answer_nonsense(&client, &response).await;
+    } else {
+        refuse::explain(&mut client, unanswered, &response).await;
     }
 }
 
@@ -151,6 +147,8 @@ struct Start<'a> {
     options: TcpOptions,
     /// The message that the client waits on.
     unanswered: Option<FirstMessage>,
+    /// It has sent a whole message.
+    understood: bool,
     /// A server that has refused encryption and waits for the next message.
     link: Option<Link>,
     /// The place in the queue, from the first permission to dial.
@@ -173,6 +171,7 @@ impl<'a> Start<'a> {
             session,
             options: TcpOptions::of(&settings.listener),
             unanswered: None,
+            understood: false,
             link: None,
             ticket: None,
             tried: Vec::new(),
@@ -188,6 +187,7 @@ impl<'a> Start<'a> {
     async fn run(&mut self, client: &mut Client) -> Result<Link, CloseReason> {
         loop {
             let message = self.next_message(client).await?;
+            self.understood = true;
             if let FirstMessage::Cancel(request) = &message {
                 return Err(self.cancel(request.encode()).await);
             }
@@ -257,6 +257,8 @@ impl<'a> Start<'a> {
             };
             self.session.set_phase(Phase::Dialling);
             match link.ask(question, deadline).await {
+                // Revoked at this very moment: the client has not seen the answer yet.
+                Ok(_) if link.grant.fence.raised().is_some() => self.failed(&link.grant, &DialError::Revoked),
                 Ok(answer) => {
                     self.served(&link);
                     return Ok((answer, link));
@@ -290,7 +292,9 @@ impl<'a> Start<'a> {
 
     /// Back to the queue: nobody of this table serves us.
     async fn come_back(&mut self) -> Result<(), CloseReason> {
-        let Some(ticket) = self.ticket.take() else { return Err(CloseReason::Internal("dialled without a ticket")) };
+        let Some(ticket) = self.ticket.take() else {
+            return Err(CloseReason::Internal("dialled without a ticket"));
+        };
         let pause = if self.shared.routes.load().generation() == self.generation {
             self.pause
         } else {
@@ -311,22 +315,21 @@ impl<'a> Start<'a> {
                 return Ok(());
             }
             Entry::Overflow => return Err(CloseReason::QueueFull),
+            Entry::Vain(why) => return Err(CloseReason::HeldTooLong(Some(why))),
             Entry::Wait(waiting) => waiting,
         };
         self.session.set_phase(Phase::Held);
-        let _held = Gauge::enter(ListenerHeld(self.shared.stats.clone()));
+        let stats = &self.shared.stats;
         if self.tally.held.is_zero() {
-            self.shared.stats.held_total.add(1);
+            stats.held_total.add(1);
         }
-        let began = Instant::now();
+        let clock = HeldClock::start(stats, &mut self.tally.held);
         let outcome = tokio::select! {
             biased;
             outcome = waiting.outcome() => outcome,
             () = self.shared.draining.cancelled() => return Err(CloseReason::Drained),
         };
-        let waited = began.elapsed();
-        self.tally.held += waited;
-        self.shared.stats.held_for.record(waited);
+        drop(clock);
         match outcome {
             Some(Outcome::Release(ticket)) => {
                 self.ticket = Some(ticket);
@@ -361,8 +364,7 @@ impl<'a> Start<'a> {
             .collect();
         let draw = self.shared.draw(self.session.client.ip());
         let policy = super::policy(self.settings.listener.balance);
-        let chosen =
-            balance::pick(policy, &loaded, draw, |one| self.tried.contains(&one.candidate.member))?;
+        let chosen = balance::pick(policy, &loaded, draw, |one| self.tried.contains(&one.candidate.member))?;
         let candidate = loaded.get(chosen)?.candidate;
         let stats = self.shared.stats.server(&candidate.member);
         Some(Grant {
@@ -453,6 +455,29 @@ impl<'a> Start<'a> {
     }
 }
 
+/// Measures a wait, also one that is given up.
+struct HeldClock<'a> {
+    stats: &'a ListenerStats,
+    held: &'a mut Duration,
+    began: Instant,
+    _gauge: GaugeGuard<ListenerHeld>,
+}
+
+impl<'a> HeldClock<'a> {
+    fn start(stats: &'a Arc<ListenerStats>, held: &'a mut Duration) -> Self {
+        let gauge = Gauge::enter(ListenerHeld(Arc::clone(stats)));
+        Self { stats, held, began: Instant::now(), _gauge: gauge }
+    }
+}
+
+impl Drop for HeldClock<'_> {
+    fn drop(&mut self) {
+        let waited = self.began.elapsed();
+        *self.held += waited;
+        self.stats.held_for.record(waited);
+    }
+}
+
 /// Waits until the link is lost; for ever when there is none.
 async fn lost(link: Option<&Link>) {
     match link {
@@ -488,4 +513,3 @@ impl balance::Candidate for Loaded<'_> {
         u32::try_from(self.load).unwrap_or(u32::MAX)
     }
 }
-

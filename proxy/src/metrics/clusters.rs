@@ -28,7 +28,8 @@ pub(super) fn write(scrape: &Scrape, parts: &Parts) {
         write_store(scrape, cluster);
         if let Some(described) = cluster.status() {
             let status = described.now();
-            let age = family("pointsman_status_age_seconds", "Age of what the control task last said of itself.");
+            let age =
+                family("pointsman_status_age_seconds", "Age of what the control task last said of itself.");
             scrape.gauge(age, &[("cluster", cluster.name.as_str())], described.made.elapsed().as_secs_f64());
             write_cluster(scrape, &status);
             for member in &status.members {
@@ -53,8 +54,16 @@ fn write_store(scrape: &Scrape, cluster: &ClusterHandle) {
     scrape.gauge(revision, labels, store.map_or(0.0, |store| store.revision as f64));
     let views = family("pointsman_store_views_total", "Snapshots taken from the store.");
     scrape.counter(views, labels, store.map_or(0, |store| store.views));
-    let reconnects = family("pointsman_store_reconnects_total", "Connections to the store after the first one.");
-    scrape.counter(reconnects, labels, cluster.store_reconnects.get());
+    let source = cluster.source_stats();
+    let reconnects =
+        family("pointsman_store_reconnects_total", "Connections to the store after the first one.");
+    scrape.counter(reconnects, labels, source.as_ref().map_or(0, |source| source.reconnects()));
+    let restarts =
+        family("pointsman_store_watch_restarts_total", "Watches of the store that ended, for any reason.");
+    scrape.counter(restarts, labels, source.as_ref().map_or(0, |source| source.watch_restarts()));
+    let connected =
+        family("pointsman_store_connected", "Whether an endpoint of the store is being watched now.");
+    scrape.flag(connected, labels, source.is_some_and(|source| source.connected().is_some()));
 }
 
 fn write_cluster(scrape: &Scrape, status: &ClusterStatus) {
@@ -65,8 +74,8 @@ fn write_cluster(scrape: &Scrape, status: &ClusterStatus) {
         "pointsman_primary_state",
         "The primary as routed to: 1 for the state that holds now (held: confirmed, but new sessions wait).",
     );
-    let states = ["confirmed", "pending", "held", "none"];
-    scrape.one_of(primary, labels, "state", &states, Some(status.primary.state));
+    let words = ["confirmed", "pending", "held", "none"];
+    scrape.one_of(primary, labels, "state", &words, Some(status.primary.state));
     let since = family("pointsman_primary_state_seconds", "Time since the primary's state began.");
     scrape.gauge(since, labels, seconds(status.primary.since_ms));
     let members = family("pointsman_members", "Members that are known.");
@@ -92,7 +101,8 @@ fn write_member(scrape: &Scrape, status: &ClusterStatus, member: &MemberStatus) 
     let admin = family("pointsman_member_admin", "What an operator wishes: 1 for the one that holds now.");
     scrape.one_of(admin, labels, "mode", &MODES.map(AdminMode::as_str), Some(member.admin.as_str()));
     if let Some(lag) = member.lag_bytes {
-        let behind = family("pointsman_member_lag_bytes", "How far it was behind the primary at the last reading.");
+        let behind =
+            family("pointsman_member_lag_bytes", "How far it was behind the primary at the last reading.");
         scrape.gauge(behind, labels, lag as f64);
     }
     if let Some(timeline) = member.timeline {

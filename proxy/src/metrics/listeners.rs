@@ -33,9 +33,9 @@ fn write_route(scrape: &Scrape, parts: &Parts, listener: &ListenerHandle, labels
     let up = family("pointsman_listener_up", "Whether all of its addresses accept connections.");
     scrape.flag(up, labels, listener.listening());
     let status = parts.cluster(listener.cluster.as_str()).and_then(|cluster| cluster.status());
-    let route = status.as_ref().and_then(|described| {
-        described.status.routes.iter().find(|route| route.listener == listener.name)
-    });
+    let route = status
+        .as_ref()
+        .and_then(|described| described.status.routes.iter().find(|route| route.listener == listener.name));
     let candidates = family("pointsman_listener_candidates", "Members that new sessions go to.");
     scrape.gauge(candidates, labels, route.map_or(0.0, |route| route.candidates.len() as f64));
     let reason = family(
@@ -51,15 +51,19 @@ fn write_route(scrape: &Scrape, parts: &Parts, listener: &ListenerHandle, labels
 
 fn write_sessions(scrape: &Scrape, listener: &ListenerHandle, labels: Labels<'_>) {
     let stats = &listener.stats;
-    let accepted = family("pointsman_listener_accepted_total", "Accepted connections, whatever became of them.");
+    let accepted =
+        family("pointsman_listener_accepted_total", "Accepted connections, whatever became of them.");
     scrape.counter(accepted, labels, stats.accepted.get());
-    let sessions = family("pointsman_listener_sessions", "Connections that are open now, held ones included.");
+    let sessions =
+        family("pointsman_listener_sessions", "Connections that are open now, held ones included.");
     scrape.gauge(sessions, labels, stats.sessions.get() as f64);
     let limit = family("pointsman_listener_sessions_limit", "Connections that may be open at once.");
     scrape.gauge(limit, labels, f64::from(listener.max_connections));
-    let bytes = family("pointsman_listener_bytes_in_total", "Bytes from clients; moves while a session lives.");
+    let bytes =
+        family("pointsman_listener_bytes_in_total", "Bytes from clients; moves while a session lives.");
     scrape.counter(bytes, labels, stats.bytes_in.get());
-    let bytes = family("pointsman_listener_bytes_out_total", "Bytes to clients; moves while a session lives.");
+    let bytes =
+        family("pointsman_listener_bytes_out_total", "Bytes to clients; moves while a session lives.");
     scrape.counter(bytes, labels, stats.bytes_out.get());
     let errors = family("pointsman_listener_accept_errors_total", "Errors of accept(2) itself.");
     scrape.counter(errors, labels, stats.accept_errors.get());
@@ -77,7 +81,8 @@ fn write_held(scrape: &Scrape, listener: &ListenerHandle, labels: Labels<'_>) {
     scrape.counter(total, labels, stats.held_total.get());
     let waits = family("pointsman_listener_held_ended_total", "Connections whose wait has ended.");
     scrape.counter(waits, labels, stats.held_for.count());
-    let seconds = family("pointsman_listener_held_seconds_total", "How long those connections waited, in all.");
+    let seconds =
+        family("pointsman_listener_held_seconds_total", "How long those connections waited, in all.");
     scrape.seconds_total(seconds, labels, stats.held_for.sum());
     let longest = family("pointsman_listener_held_seconds_max", "The longest wait since the start.");
     scrape.gauge(longest, labels, stats.held_for.max().as_secs_f64());
@@ -94,7 +99,8 @@ fn write_closes(scrape: &Scrape, listener: &ListenerHandle, labels: Labels<'_>) 
 }
 
 fn write_server(scrape: &Scrape, server: &ServerStats, labels: Labels<'_>) {
-    let sessions = family("pointsman_server_sessions", "Sessions on the member now, those being dialled included.");
+    let sessions =
+        family("pointsman_server_sessions", "Sessions on the member now, those being dialled included.");
     scrape.gauge(sessions, labels, server.sessions.get() as f64);
     let total = family("pointsman_server_sessions_total", "Sessions that the member served.");
     scrape.counter(total, labels, server.sessions_total.get());

@@ -17,7 +17,8 @@ const fn family(name: &'static str, help: &'static str) -> Family {
 pub(super) fn write(scrape: &Scrape, app: &App) {
     let build = family("pointsman_build_info", "Always 1; the labels tell the version and this host.");
     scrape.flag(build, &[("version", env!("CARGO_PKG_VERSION")), ("node", app.node.as_str())], true);
-    let start = family("pointsman_process_start_time_seconds", "When the process started, in seconds since 1970.");
+    let start =
+        family("pointsman_process_start_time_seconds", "When the process started, in seconds since 1970.");
     scrape.gauge(start, &[], app.started_at.0 as f64 / 1000.0);
     let cpu = family("pointsman_process_cpu_seconds_total", "Processor time, user and system.");
     scrape.seconds_total(cpu, &[], cpu_time());
@@ -44,8 +45,8 @@ fn write_life(scrape: &Scrape, app: &App) {
     scrape.counter(reloads, &[("result", "failed")], app.reloads_failed.get());
     let last = family("pointsman_last_reload_ok", "Whether the last reload (or the start) took effect.");
     scrape.flag(last, &[], app.reload().is_none_or(|reload| reload.ok));
-    let live = family("pointsman_sessions", "Live connections of clients, over all listeners.");
-    scrape.gauge(live, &[], app.sessions.len() as f64);
+    let sessions = family("pointsman_sessions", "Live connections of clients, over all listeners.");
+    scrape.gauge(sessions, &[], app.sessions.len() as f64);
     let dropped = family("pointsman_log_lines_dropped_total", "Log lines that nobody took in time.");
     scrape.counter(dropped, &[], app.log_lines_dropped());
 }

@@ -56,16 +56,35 @@ impl EtcdCluster {
         let peers: Vec<_> = ips.iter().map(|ip| format!("{ip}=http://{ip}:2380")).collect();
         let nodes = ips.iter().map(|ip| {
             let mut args: Vec<String> = [
-                "--name", ip, "--data-dir", dir.path().join(ip).to_str().unwrap(),
-                "--listen-client-urls", &format!("{scheme}://{ip}:2379"),
-                "--advertise-client-urls", &format!("{scheme}://{ip}:2379"),
-                "--listen-peer-urls", &format!("http://{ip}:2380"),
-                "--initial-advertise-peer-urls", &format!("http://{ip}:2380"),
-                "--initial-cluster", &peers.join(","),
-                "--heartbeat-interval", "50", "--election-timeout", "500", "--logger", "zap",
-            ].map(str::to_owned).into();
+                "--name",
+                ip,
+                "--data-dir",
+                dir.path().join(ip).to_str().unwrap(),
+                "--listen-client-urls",
+                &format!("{scheme}://{ip}:2379"),
+                "--advertise-client-urls",
+                &format!("{scheme}://{ip}:2379"),
+                "--listen-peer-urls",
+                &format!("http://{ip}:2380"),
+                "--initial-advertise-peer-urls",
+                &format!("http://{ip}:2380"),
+                "--initial-cluster",
+                &peers.join(","),
+                "--heartbeat-interval",
+                "50",
+                "--election-timeout",
+                "500",
+                "--logger",
+                "zap",
+            ]
+            .map(str::to_owned)
+            .into();
             if let Some(certs) = &certs {
-                let files = [("--cert-file", "server.pem"), ("--key-file", "server.key"), ("--trusted-ca-file", "ca.pem")];
+                let files = [
+                    ("--cert-file", "server.pem"),
+                    ("--key-file", "server.key"),
+                    ("--trusted-ca-file", "ca.pem"),
+                ];
                 args.extend(files.into_iter().flat_map(|(flag, file)| [flag.to_owned(), certs.path(file)]));
                 args.push("--client-cert-auth".to_owned());
             }
@@ -105,6 +124,11 @@ impl EtcdCluster {
         self.nodes[node].spawn();
     }
 
+    /// Takes a killed server's memory away.
+    pub(crate) fn wipe(&self, node: usize) {
+        std::fs::remove_dir_all(self.dir.path().join(&self.nodes[node].ip)).unwrap();
+    }
+
     pub(crate) fn freeze(&self, node: usize) {
         self.nodes[node].signal(Signal::STOP);
     }
@@ -138,20 +162,26 @@ impl EtcdCluster {
 
     /// Waits until every running server answers with a quorum behind it.
     pub(crate) fn await_health(&self) {
-        (0..self.nodes.len()).filter(|node| self.nodes[*node].child.is_some()).for_each(|node| self.await_health_of(node));
+        (0..self.nodes.len())
+            .filter(|node| self.nodes[*node].child.is_some())
+            .for_each(|node| self.await_health_of(node));
     }
 
     /// The same of one server.
     pub(crate) fn await_health_of(&self, node: usize) {
         let deadline = Instant::now() + SOON;
-            while let Err(error) = self.try_ctl(node, &["get", "/none"]) {
-                // Once users are asked for, a refusal is an answer too.
-                if error.contains("user name is empty") {
-                    break;
-                }
-                assert!(Instant::now() < deadline, "etcd does not start: {error}\n{}", self.nodes[node].last_log());
-                std::thread::sleep(Duration::from_millis(20));
+        while let Err(error) = self.try_ctl(node, &["get", "/none"]) {
+            // Once users are asked for, a refusal is an answer too.
+            if error.contains("user name is empty") {
+                break;
             }
+            assert!(
+                Instant::now() < deadline,
+                "etcd does not start: {error}\n{}",
+                self.nodes[node].last_log()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 }
 
@@ -188,7 +218,9 @@ fn free_subnet(count: u8) -> String {
     loop {
         let third = CLUSTERS.fetch_add(1, Ordering::Relaxed);
         let subnet = format!("127.{}.{third}", 20 + pid % 200);
-        let free = |node| [2379, 2380].iter().all(|port| TcpListener::bind((format!("{subnet}.{node}"), *port)).is_ok());
+        let free = |node| {
+            [2379, 2380].iter().all(|port| TcpListener::bind((format!("{subnet}.{node}"), *port)).is_ok())
+        };
         if (1..=count).all(free) {
             return subnet;
         }

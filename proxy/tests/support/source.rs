@@ -52,10 +52,11 @@ impl Source {
     pub(crate) async fn view(&mut self, wanted: impl Fn(&ClusterView) -> bool) -> ClusterView {
         let deadline = Instant::now() + SOON;
         loop {
-            if let Event::View(view) = self.next_by(deadline).await {
-                if wanted(&view) {
-                    return *view;
-                }
+            let event = self.next_by(deadline).await;
+            if let Event::View(view) = event
+                && wanted(&view)
+            {
+                return *view;
             }
         }
     }
@@ -86,11 +87,10 @@ impl Source {
         let end = Instant::now() + time;
         let mut alive = 0;
         while let Ok(event) = timeout_at(end, self.events.recv()).await {
-            match event.expect("the source lives") {
-                Event::Store(StoreCondition::Lost { error }) => panic!("lost: {error}"),
-                Event::Store(StoreCondition::Alive) | Event::View(_) => alive += 1,
-                other => panic!("a source does not send {other:?}"),
-            }
+            let event = event.expect("the source lives");
+            let life = matches!(event, Event::Store(StoreCondition::Alive) | Event::View(_));
+            assert!(life, "{event:?}");
+            alive += 1;
         }
         alive
     }

@@ -179,8 +179,9 @@ impl fmt::Display for Note {
     }
 }
 
-/// Milliseconds as people say them: `163 ms`, `12.4 s`, `3 min 20 s`.
-struct Span(u64);
+/// Milliseconds as people say them: `163 ms`, `12.4 s`, `3 min 20 s`, `7 h 5 min`, `3 d 4 h`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span(pub u64);
 
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -189,7 +190,8 @@ impl fmt::Display for Span {
             0..1000 => write!(f, "{ms} ms"),
             1000..60_000 => write!(f, "{}.{} s", ms / 1000, ms % 1000 / 100),
             60_000..3_600_000 => write!(f, "{} min {} s", ms / 60_000, ms % 60_000 / 1000),
-            _ => write!(f, "{} h {} min", ms / 3_600_000, ms % 3_600_000 / 60_000),
+            3_600_000..86_400_000 => write!(f, "{} h {} min", ms / 3_600_000, ms % 3_600_000 / 60_000),
+            _ => write!(f, "{} d {} h", ms / 86_400_000, ms % 86_400_000 / 3_600_000),
         }
     }
 }

@@ -48,18 +48,12 @@ fn authority(rest: &str) -> &str {
 }
 
 fn host_and_port(text: &str) -> Result<(String, Option<u16>), String> {
-    let (host, port) = match text.strip_prefix('[') {
-        Some(rest) => {
-            let (ip, port) = rest.split_once(']').ok_or("an IPv6 address lacks its closing bracket")?;
-            let ip = percent_decoded(ip)?;
-            let number = ip.split_once('%').map_or(ip.as_str(), |(number, _zone)| number);
-            number.parse::<Ipv6Addr>().map_err(|_| "what stands in the brackets is not an IPv6 address")?;
-            (ip, port)
-        }
-        None => {
-            let (host, port) = text.split_at(text.find(':').unwrap_or(text.len()));
-            (host_name(host)?, port)
-        }
+    let (host, port) = if let Some(rest) = text.strip_prefix('[') {
+        let (ip, port) = rest.split_once(']').ok_or("an IPv6 address lacks its closing bracket")?;
+        (ipv6(ip)?, port)
+    } else {
+        let (host, port) = text.split_at(text.find(':').unwrap_or(text.len()));
+        (host_name(host)?, port)
     };
     let port = match port.strip_prefix(':') {
         None if !port.is_empty() => return Err("something other than a port follows a host".to_owned()),
@@ -67,6 +61,14 @@ fn host_and_port(text: &str) -> Result<(String, Option<u16>), String> {
         Some(digits) => Some(port_number(digits)?),
     };
     Ok((host, port))
+}
+
+/// An IPv6 address, perhaps with a zone (RFC 6874: `fe80::1%25eth0`).
+fn ipv6(text: &str) -> Result<String, String> {
+    let ip = percent_decoded(text)?;
+    let number = ip.split_once('%').map_or(ip.as_str(), |(number, _zone)| number);
+    number.parse::<Ipv6Addr>().map_err(|_| "what stands in the brackets is not an IPv6 address")?;
+    Ok(ip)
 }
 
 fn host_name(host: &str) -> Result<String, String> {

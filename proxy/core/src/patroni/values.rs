@@ -102,9 +102,10 @@ fn truth(value: &Value) -> bool {
 
 /// `status`: `{"optime": N, …}`; a bare number in old clusters.
 pub(super) fn status(value: &[u8], revision: Revision) -> Parsed<Option<(Lsn, Revision)>> {
-    let optime = match json(value)? {
-        Value::Object(map) => Fields(map).lsn("optime")?,
-        bare => Some(Lsn(number(&bare).ok_or("it is neither an object nor a position")?)),
+    let value = json(value)?;
+    let optime = match number(&value) {
+        Some(bare) => Some(Lsn(bare)),
+        None => Fields(into_object(value)?).lsn("optime")?,
     };
     Ok(optime.map(|lsn| (lsn, revision)))
 }
@@ -193,12 +194,11 @@ fn json(value: &[u8]) -> Parsed<Value> {
 }
 
 fn object(value: &[u8]) -> Parsed<Map<String, Value>> {
-    match json(value)? {
-        Value::Object(map) => Ok(map),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
-            Err("it is not a JSON object".to_owned())
-        }
-    }
+    into_object(json(value)?)
+}
+
+fn into_object(value: Value) -> Parsed<Map<String, Value>> {
+    if let Value::Object(map) = value { Ok(map) } else { Err("it is not a JSON object".to_owned()) }
 }
 
 /// A number, or digits in quotes.

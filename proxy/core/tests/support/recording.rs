@@ -55,7 +55,7 @@ pub(crate) struct RestAnswer {
 /// The directories of all recordings, by name.
 pub(crate) fn all() -> Vec<String> {
     let entries = std::fs::read_dir(root()).expect("the fixtures are there");
-    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<_> = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
     names.sort();
     names
 }
@@ -90,7 +90,8 @@ pub(crate) fn watched(recording: &str) -> impl Iterator<Item = Timed> {
     let lines: Vec<_> = text.lines().filter_map(watch_line).collect();
     let start = lines.first().map_or(Duration::ZERO, |(at, _)| *at);
     lines.into_iter().map(move |(at, change)| {
-        let at = if at < start { at + DAY - start } else { at - start };
+        // A recording may go on past midnight.
+        let at = at.checked_sub(start).unwrap_or_else(|| (at + DAY).saturating_sub(start));
         Timed { at, change }
     })
 }

@@ -15,7 +15,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tonic::transport::Uri;
 use tower_service::Service;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::{CALL, CONNECT, EtcdError};
 use crate::connect::{self, Remembering, TlsParts, Trouble};
@@ -92,10 +92,10 @@ pub(super) async fn open(etcd: &Etcd, endpoint: &Endpoint) -> Result<Store, Etcd
 /// What is read from files before a connection.
 async fn material(etcd: &Etcd, endpoint: &Endpoint) -> Result<(Option<TlsParts>, Option<Secret>), EtcdError> {
     let tls = (endpoint.scheme == Scheme::Https).then(|| etcd.tls.clone());
-    let source = etcd.credentials.as_ref().map(|credentials| credentials.password.source().clone());
+    let configured = etcd.credentials.as_ref().map(|credentials| credentials.password.clone());
     let host = endpoint.address.host().to_owned();
     let read = spawn_blocking(move || {
-        let password = source.map(|source| source.read(&System)).transpose()?;
+        let password = configured.map(freshest);
         let Some(tls) = tls else { return Ok((None, password)) };
         let config = tls::client_config(tls.as_ref(), &[b"h2"])?;
         let name = tls::server_name(tls.as_ref(), &host)?;
@@ -106,6 +106,14 @@ async fn material(etcd: &Etcd, endpoint: &Endpoint) -> Result<(Option<TlsParts>,
         Ok(Err(error)) => Err(EtcdError::Broken(format!("reading certificates failed: {error}"))),
         Err(_) => Err(EtcdError::CallTimeout { call: "the reading of certificates", after: CALL }),
     }
+}
+
+/// The password as it stands in its file now; while that cannot be read, as it was read last.
+fn freshest(configured: Secret) -> Secret {
+    configured.source().read(&System).unwrap_or_else(|error| {
+        warn!(%error, "the password of etcd is used as it was read at the start");
+        configured
+    })
 }
 
 /// HTTP/2 over a connection.

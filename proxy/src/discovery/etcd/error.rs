@@ -1,10 +1,9 @@
 //! What can go wrong at one endpoint, and what a person should look at then.
 
-use std::error::Error as _;
 use std::io;
 use std::time::Duration;
 
-use pointsman_config::{Endpoint, Etcd, Scheme, SecretError};
+use pointsman_config::{Endpoint, Etcd, Scheme};
 
 use crate::connect::{self, Trouble};
 use crate::tls::TlsError;
@@ -18,8 +17,6 @@ pub(super) enum EtcdError {
     Connect(io::Error),
     #[error("{0}")]
     Tls(#[from] TlsError),
-    #[error("{0}")]
-    Password(#[from] SecretError),
     #[error("no answer to {call} within {} s", after.as_secs())]
     CallTimeout { call: &'static str, after: Duration },
     /// etcd itself refuses: `message` is its own.
@@ -66,7 +63,7 @@ impl EtcdError {
             Self::Connect(_) | Self::ConnectTimeout { .. } | Self::Ended => 0,
             Self::Silent { .. } | Self::CallTimeout { .. } | Self::Broken(_) => 1,
             Self::Canceled { .. } | Self::Compacted { .. } | Self::Behind { .. } | Self::NoHeader => 2,
-            Self::Refused { .. } | Self::Tls(_) | Self::Password(_) | Self::TooManyKeys { .. } => 3,
+            Self::Refused { .. } | Self::Tls(_) | Self::TooManyKeys { .. } => 3,
         }
     }
 
@@ -75,14 +72,18 @@ impl EtcdError {
         let tls = endpoint.scheme == Scheme::Https;
         let no_certificate = etcd.tls.as_ref().is_none_or(|tls| tls.cert_key.is_none());
         let Self::Refused { message } = self else {
-            return match self {
-                Self::CallTimeout { .. } => format!("{self}; has etcd lost its quorum?"),
+            let hint = if matches!(self, Self::CallTimeout { .. }) {
+                "; has etcd lost its quorum?"
+            } else if tls
+                && no_certificate
+                && matches!(self, Self::Broken(why) if !why.contains("certificate"))
+            {
                 // With TLS 1.3 the refusal can be overtaken by the connection's end.
-                Self::Broken(why) if tls && !why.contains("certificate") && no_certificate => {
-                    format!("{self}; perhaps it wants a client certificate: set tls.cert and tls.key")
-                }
-                _ => self.to_string(),
+                "; perhaps it wants a client certificate: set tls.cert and tls.key"
+            } else {
+                ""
             };
+            return format!("{self}{hint}");
         };
         let user = etcd.credentials.as_ref().map_or("nobody", |credentials| credentials.user.as_str());
         let known = [

@@ -1,6 +1,6 @@
 use pointsman_config::ListenerName;
 
-use crate::event::{AdminMode, Loudness, Note, What};
+use crate::event::{AdminMode, Loudness, Note, Span, What};
 use crate::route::{NoRoute, RevokeReason};
 
 /// One of each, with its sentence for the member `pg2`.
@@ -101,7 +101,8 @@ fn every_label_is_announced_and_every_announced_label_is_used() {
 }
 
 #[test]
-fn long_waits_are_said_in_hours() {
+fn long_waits_are_said_in_hours_and_days() {
+    assert_eq!(Span(273_600_000).to_string(), "3 d 4 h");
     assert_eq!(
         What::StoreBack { after_ms: 7_260_000 }.to_string(),
         "the store answers again after 2 h 1 min"

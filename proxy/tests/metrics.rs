@@ -1,0 +1,211 @@
+//! What Prometheus reads: every line is understood by a parser that is stricter than Prometheus.
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+#![allow(clippy::float_cmp, reason = "small whole numbers, and numbers that were written out in full")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use common::{made_up, trouble};
+use pointsman_core::close::CloseReason;
+use pointsman_core::event::{Loudness, What};
+use pointsman_core::route::NoRoute;
+use pointsman_core::view::MemberName;
+
+mod common;
+
+/// One scrape: families with their type and samples.
+#[derive(Debug, Default)]
+struct Scrape {
+    kinds: BTreeMap<String, String>,
+    helps: BTreeSet<String>,
+    samples: BTreeMap<String, f64>,
+}
+
+fn is_name(text: &str) -> bool {
+    let mut chars = text.chars();
+    chars.next().is_some_and(|c| c.is_ascii_lowercase())
+        && chars.all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+}
+
+/// Splits `a="b",c="d\"e"` and checks names and escapes.
+fn labels(mut text: &str) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    while !text.is_empty() {
+        let (name, rest) =
+            text.split_once("=\"").unwrap_or_else(|| panic!("a label without a value: {text}"));
+        assert!(is_name(name), "{name}");
+        let (mut value, mut end) = (String::new(), None);
+        let mut chars = rest.char_indices();
+        while let Some((at, c)) = chars.next() {
+            match c {
+                '"' => {
+                    end = Some(at);
+                    break;
+                }
+                '\\' => value.push(match chars.next().unwrap().1 {
+                    'n' => '\n',
+                    escaped @ ('\\' | '"') => escaped,
+                    other => panic!("unknown escape {other} in {rest}"),
+                }),
+                '\n' => panic!("a line break in {rest}"),
+                other => value.push(other),
+            }
+        }
+        text = &rest[end.unwrap_or_else(|| panic!("unended value: {rest}")) + 1..];
+        text = text.strip_prefix(',').unwrap_or(text);
+        found.push((name.to_owned(), value));
+    }
+    found
+}
+
+fn parse(text: &str) -> Scrape {
+    assert!(text.ends_with('\n'));
+    let mut scrape = Scrape::default();
+    let mut family = String::new();
+    for line in text.lines() {
+        if let Some(rest) = line.strip_prefix("# HELP ") {
+            let (name, help) = rest.split_once(' ').unwrap();
+            assert!(is_name(name) && help.ends_with('.') && help.len() > 15, "{line}");
+            assert!(scrape.helps.insert(name.to_owned()), "{name} comes twice");
+            name.clone_into(&mut family);
+        } else if let Some(rest) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = rest.split_once(' ').unwrap();
+            assert_eq!(name, family, "TYPE follows HELP");
+            assert!(["counter", "gauge", "histogram"].contains(&kind), "{line}");
+            assert_eq!(kind == "counter", name.ends_with("_total"), "{line}");
+            assert!(scrape.kinds.insert(name.to_owned(), kind.to_owned()).is_none(), "{name} comes twice");
+        } else {
+            let (series, value) = line.rsplit_once(' ').unwrap_or_else(|| panic!("no value: {line}"));
+            let (name, inside) = match series.split_once('{') {
+                Some((name, rest)) => (name, rest.strip_suffix('}').unwrap()),
+                None => (series, ""),
+            };
+            let base = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end));
+            let known = if scrape.kinds[&family] == "histogram" { base.unwrap() } else { name };
+            assert_eq!(known, family, "a sample of another family: {line}");
+            assert!(name.starts_with("pointsman_"), "{line}");
+            let names: Vec<_> = labels(inside).into_iter().map(|(name, _)| name).collect();
+            assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len(), "{line}");
+            let value: f64 = value.parse().unwrap_or_else(|_| panic!("no number: {line}"));
+            assert!(value.is_finite() && (value >= 0.0), "{line}");
+            assert!(scrape.samples.insert(series.to_owned(), value).is_none(), "twice: {line}");
+        }
+    }
+    assert_eq!(scrape.helps.len(), scrape.kinds.len());
+    scrape
+}
+
+fn render(made_up: &common::MadeUp) -> String {
+    made_up.app.metrics.render(&made_up.app)
+}
+
+#[test]
+fn every_line_parses_and_every_family_has_help_and_type() {
+    let mut made_up = made_up(3);
+    made_up.session("primary", 1, "pg1", 5432);
+    made_up.traffic("primary", "pg1", 1000);
+    made_up.switchover();
+    let scrape = parse(&render(&made_up));
+    let get = |series: &str| {
+        *scrape.samples.get(series).unwrap_or_else(|| panic!("no {series}: {:#?}", scrape.samples.keys()))
+    };
+    assert_eq!(get(r#"pointsman_primary_state{cluster="main",state="confirmed"}"#), 1.0);
+    assert_eq!(get(r#"pointsman_primary_state{cluster="main",state="none"}"#), 0.0);
+    assert_eq!(get(r#"pointsman_listener_candidates{cluster="main",listener="replicas"}"#), 2.0);
+    assert_eq!(get(r#"pointsman_listener_sessions{cluster="main",listener="primary"}"#), 1.0);
+    assert_eq!(
+        get(r#"pointsman_server_bytes_out_total{cluster="main",listener="primary",member="pg1"}"#),
+        7000.0
+    );
+    assert_eq!(
+        get(r#"pointsman_server_dial_seconds_total{cluster="main",listener="primary",member="pg1"}"#),
+        0.0017
+    );
+    assert_eq!(scrape.kinds["pointsman_server_dial_seconds_total"], "counter");
+    assert_eq!(get(r#"pointsman_member_role{cluster="main",member="pg2",role="replica"}"#), 1.0);
+    assert_eq!(get(r#"pointsman_notes_total{cluster="main",kind="replica-in"}"#), 2.0);
+    assert_eq!(get(r#"pointsman_takeover_seconds_count{cluster="main"}"#), 1.0);
+    assert_eq!(get(r#"pointsman_takeover_seconds_bucket{cluster="main",le="0.25"}"#), 1.0);
+    assert_eq!(get(r#"pointsman_takeover_seconds_bucket{cluster="main",le="0.1"}"#), 0.0);
+    assert!(get("pointsman_process_open_fds") > 2.0);
+    assert!(get("pointsman_process_resident_memory_bytes") > 1e6);
+    assert!(get("pointsman_process_cpu_seconds_total") > 0.0);
+}
+
+#[test]
+fn finite_labels_are_there_from_the_start() {
+    let scrape = parse(&render(&made_up(0)));
+    let all = |prefix: &str, label: &str, words: &[&str]| {
+        for word in words {
+            let series = format!("{prefix},{label}=\"{word}\"}}");
+            assert!(scrape.samples.contains_key(&series), "no {series}");
+        }
+    };
+    all(r#"pointsman_listener_closes_total{cluster="main",listener="primary""#, "reason", &CloseReason::ALL);
+    all(r#"pointsman_listener_no_route{cluster="main",listener="primary""#, "reason", &NoRoute::LABELS);
+    all(r#"pointsman_notes_total{cluster="main""#, "kind", &What::LABELS);
+    all(r#"pointsman_store_state{cluster="main""#, "state", &["never", "alive", "lost"]);
+    assert_eq!(scrape.samples[r#"pointsman_takeover_seconds_count{cluster="main"}"#], 0.0);
+    assert_eq!(scrape.samples[r#"pointsman_reloads_total{result="failed"}"#], 0.0);
+}
+
+#[test]
+fn the_order_is_the_same_each_time() {
+    let made_up = made_up(5);
+    made_up.traffic("primary", "pg1", 1000);
+    let series = |text: &str| {
+        let name = |line: &str| line.rsplit_once(' ').unwrap().0.to_owned();
+        text.lines().map(name).collect::<Vec<_>>()
+    };
+    let first = series(&render(&made_up));
+    for _ in 0..5 {
+        assert_eq!(series(&render(&made_up)), first);
+    }
+}
+
+#[test]
+fn a_member_that_left_leaves_nothing_behind() {
+    let made_up = made_up(3);
+    assert!(render(&made_up).contains(r#"member="pg3""#));
+    made_up.cluster.describe(common::status(2));
+    assert!(!render(&made_up).contains(r#"member="pg3""#));
+}
+
+#[test]
+fn states_follow_and_what_accumulates_stays() {
+    let made_up = made_up(6);
+    let confirmed = What::PrimaryConfirmed { by: "rest", after_ms: 163 };
+    for expected in 1..=3 {
+        made_up.note(Duration::ZERO, Loudness::Info, Some("pg1"), confirmed.clone());
+        let scrape = parse(&render(&made_up));
+        assert_eq!(
+            scrape.samples[r#"pointsman_takeover_seconds_count{cluster="main"}"#],
+            f64::from(expected)
+        );
+    }
+    made_up.cluster.describe(trouble(6));
+    made_up.app.set_reload(Err("line 3".to_owned()));
+    let scrape = parse(&render(&made_up));
+    assert_eq!(scrape.samples[r#"pointsman_primary_state{cluster="main",state="none"}"#], 1.0);
+    assert_eq!(
+        scrape.samples[r#"pointsman_listener_no_route{cluster="main",listener="primary",reason="leader-key-gone"}"#],
+        1.0
+    );
+    assert_eq!(scrape.samples[r#"pointsman_member_up{cluster="main",member="pg1"}"#], 0.0);
+    assert_eq!(scrape.samples[r#"pointsman_member_admin{cluster="main",member="pg4",mode="maint"}"#], 1.0);
+    assert_eq!(scrape.samples["pointsman_last_reload_ok"], 0.0);
+    assert_eq!(scrape.samples[r#"pointsman_reloads_total{result="failed"}"#], 1.0);
+}
+
+#[test]
+fn a_hostile_name_is_escaped() {
+    let made_up = made_up(1);
+    let mut status = common::status(1);
+    status.members[0].name = MemberName::from("a\"b\\c\nd} 1\n# TYPE x");
+    made_up.cluster.describe(status);
+    let scrape = parse(&render(&made_up));
+    assert_eq!(
+        scrape.samples[r#"pointsman_member_up{cluster="main",member="a\"b\\c\nd} 1\n# TYPE x"}"#],
+        1.0
+    );
+}
