@@ -1,6 +1,7 @@
 //! What one event costs in a large cluster. `cargo test -p pointsman-core --test cost -- --ignored --nocapture`.
 
 #![expect(clippy::disallowed_methods, clippy::disallowed_types, reason = "it measures real time")]
+#![expect(clippy::unwrap_used, reason = "a measurement")]
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

@@ -8,6 +8,9 @@
 //! A failure prints its seed; `POINTSMAN_SEED=0x… cargo test -p pointsman-core --test simulation` replays
 //! that run alone and prints every step.
 
+#![expect(clippy::unwrap_used, reason = "a test: what is known cannot be missing")]
+#![expect(clippy::struct_excessive_bools, reason = "a server and a checker are made of yes and no")]
+
 #[path = "simulation/checker.rs"]
 mod checker;
 #[path = "simulation/clients.rs"]

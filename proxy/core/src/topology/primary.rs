@@ -295,7 +295,7 @@ impl Topology {
         let before = self.announced.clone();
         match (announcement.filter(concerns), self.announced.take()) {
             (Some(a), Some(announced)) if announced.revision == a.revision => {
-                self.announced = Some(announced)
+                self.announced = Some(announced);
             }
             (Some(a), last) => {
                 let scheduled = a.scheduled_at.is_some_and(|at| {
@@ -383,9 +383,9 @@ impl Topology {
             return; // it speaks of a time before the doubt
         }
         if status.writable() {
-            self.owner_affirms(answer.asked_at, now)
+            self.owner_affirms(answer.asked_at, now);
         } else {
-            self.owner_denies(status, now)
+            self.owner_denies(status, now);
         }
     }
 

@@ -90,7 +90,9 @@ impl Checker {
             | Event::Probe { .. }
             | Event::Tick => {}
         }
-        std::mem::take(&mut self.dooming).iter().for_each(|old| clients.doom(old, false));
+        for old in std::mem::take(&mut self.dooming) {
+            clients.doom(&old, false);
+        }
     }
 
     /// Claims and confirmations grow old by themselves. After a step none that counts has reached its limit; between
@@ -211,7 +213,9 @@ impl Checker {
             }
         }
         // Those whom the members superseded while the store was silent are cut in the step that says so.
-        std::mem::take(&mut self.dooming).iter().for_each(|old| clients.doom(old, false));
+        for old in std::mem::take(&mut self.dooming) {
+            clients.doom(&old, false);
+        }
         self.check_table(effects);
         self.check_reads(effects);
         self.check_age(now, true);

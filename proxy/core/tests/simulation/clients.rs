@@ -60,7 +60,7 @@ impl Clients {
                 self.held.insert(key, now + HOLD);
             }
             Arrival::Overflow => {
-                assert!(self.held.len() >= MAX_HELD as usize, "refused although there was room")
+                assert!(self.held.len() >= MAX_HELD as usize, "refused although there was room");
             }
         }
         for listener in table.routes.keys().filter(|listener| listener.as_str() != "primary") {

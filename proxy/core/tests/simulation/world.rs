@@ -600,23 +600,15 @@ impl World {
 }
 
 fn short(event: &Event) -> String {
-    match event {
-        Event::View(view) => {
-            let members: Vec<String> = view
-                .members
-                .values()
-                .map(|m| format!("{}:{}:{}@{}", m.name, m.role, m.state, m.revision.0))
-                .collect();
-            let leader = view.leader.as_ref().map(|key| format!("{}@{}", key.member, key.revision.0));
-            format!(
-                "view {} leader {leader:?} {:?} announced {} paused {} standby {}",
-                view.revision.0,
-                members,
-                view.announcement.is_some(),
-                view.settings.paused,
-                view.settings.standby_cluster
-            )
-        }
-        other => format!("{other:?}"),
-    }
+    let Event::View(view) = event else { return format!("{event:?}") };
+    let member = |m: &MemberView| format!("{}:{}:{}@{}", m.name, m.role, m.state, m.revision.0);
+    let members: Vec<String> = view.members.values().map(member).collect();
+    let leader = view.leader.as_ref().map(|key| format!("{}@{}", key.member, key.revision.0));
+    format!(
+        "view {} leader {leader:?} {members:?} announced {} paused {} standby {}",
+        view.revision.0,
+        view.announcement.is_some(),
+        view.settings.paused,
+        view.settings.standby_cluster
+    )
 }

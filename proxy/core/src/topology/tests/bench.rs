@@ -9,7 +9,7 @@ use crate::event::{
     AdminMode, Answer, AskError, DialOutcome, Effect, Event, ListenerPolicy, Policy, Status, StoreCondition,
     What,
 };
-use crate::route::{Candidate, NoRoute, RevokeReason};
+use crate::route::{Candidate, NoRoute, RevokeReason, Term};
 use crate::time::{Moment, Now, UnixMillis};
 use crate::topology::Topology;
 use crate::view::{
@@ -23,6 +23,7 @@ const START: u64 = 1_800_000_000_000;
 /// What a member answers.
 pub(super) type Word = Result<Status, AskError>;
 
+#[expect(clippy::unnecessary_wraps, reason = "a word may also be an error")]
 pub(super) fn says(role: MemberRole, state: &str) -> Word {
     Ok(Status {
         role,
@@ -83,6 +84,7 @@ pub(super) struct Bench {
     pub(super) store_heard: bool,
     pub(super) asked: Vec<(Moment, MemberName)>,
     revoked: BTreeSet<(MemberName, RevokeReason)>,
+    pub(super) ended: Vec<(Term, RevokeReason)>,
     pub(super) notes: Vec<What>,
 }
 
@@ -111,6 +113,7 @@ impl Bench {
             store_heard: true,
             asked: Vec::new(),
             revoked: BTreeSet::new(),
+            ended: Vec::new(),
             notes: Vec::new(),
         };
         for number in 1..=3 {
@@ -297,6 +300,7 @@ impl Bench {
                     self.in_flight.push((later, Event::Probe { member, outcome }));
                 }
                 Effect::Revoke(revocation) => {
+                    self.ended.push((revocation.term, revocation.reason));
                     self.revoked.insert((revocation.member, revocation.reason));
                 }
                 Effect::Note(note) => self.notes.push(note.what),

@@ -19,21 +19,11 @@ fn on_promote_cut_ends_them_on_that_listener_alone() {
     let mut bench = Bench::steady();
     bench.configure("replicas", |listener| listener.on_promote = OnPromote::Cut);
     let cut = bench.route("replicas").unwrap()[0].term;
-    let effects = {
-        let mut store = bench.store.clone();
-        store.revision.0 += 1;
-        store.leader = Some(crate::view::LeaderKey { member: "n2".into(), revision: store.revision });
-        bench.topology.handle(bench.now, Event::View(Box::new(store)))
-    };
-    let promoted: Vec<_> = effects
-        .iter()
-        .filter_map(|effect| match effect {
-            crate::event::Effect::Revoke(revocation) if revocation.reason == RevokeReason::Promoted => {
-                Some(revocation.term)
-            }
-            _ => None,
-        })
-        .collect();
+    let kept = bench.route("async").unwrap()[0].term;
+    bench.leader("n2");
+    let promoted = bench.ended.iter().filter(|(_, reason)| *reason == RevokeReason::Promoted);
+    let promoted: Vec<_> = promoted.map(|(term, _)| *term).collect();
+    assert!(!promoted.contains(&kept));
     assert_eq!(promoted, [cut]);
 }
 

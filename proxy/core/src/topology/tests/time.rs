@@ -1,7 +1,7 @@
 //! Nothing waits longer than it must, nothing spins, and no question is lost for ever.
 
 use super::bench::{Bench, in_recovery};
-use std::time::Duration;
+use crate::event::AskError;
 
 #[test]
 fn a_question_that_is_never_answered_is_asked_again() {
@@ -40,11 +40,26 @@ fn a_member_that_left_is_forgotten_after_ten_minutes() {
 }
 
 #[test]
-fn a_day_without_events_needs_few_ticks() {
+fn nobody_is_asked_more_than_once_a_second_for_ever() {
     let mut bench = Bench::steady();
-    bench.silent("n1").lose_store().after(60_000);
+    for member in ["n1", "n2"] {
+        bench.word(member, Err(AskError::Refused));
+    }
+    bench.lose_store().after(60_000);
     let start = bench.now.mono;
-    bench.after(600_000);
-    let questions = bench.questions("n1", start);
-    assert!(Duration::from_secs(600).as_secs() as usize > questions, "{questions} questions in 600 s");
+    bench.after(100_000);
+    for member in ["n1", "n2"] {
+        assert!((88..=100).contains(&bench.questions(member, start)), "{}", bench.questions(member, start));
+    }
+}
+
+#[test]
+fn members_are_not_asked_in_step() {
+    let mut bench = Bench::steady();
+    for member in ["n2", "n3"] {
+        bench.word(member, in_recovery());
+    }
+    bench.no_leader().after(20_000);
+    let last = |member: &str| bench.asked.iter().rev().find(|(_, asked)| asked.as_str() == member).unwrap().0;
+    assert_ne!(last("n2"), last("n3"));
 }
