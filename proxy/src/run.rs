@@ -80,9 +80,11 @@ async fn keep_house(app: Arc<App>) -> Infallible {
     }
 }
 
-/// `3 sessions; main: primary pg1`.
+/// `ready; 3 sessions; main: pg1 confirmed`.
 fn status_line(app: &App) -> String {
-    let mut line = format!("{}; {} sessions", app.life().as_str(), app.sessions.len());
+    let sessions = app.sessions.len();
+    let plural = if sessions == 1 { "" } else { "s" };
+    let mut line = format!("{}; {sessions} session{plural}", app.life().as_str());
     for cluster in &app.parts.load().clusters {
         let Some(described) = cluster.status() else { continue };
         let primary = &described.status.primary;

@@ -9,6 +9,7 @@
 //! which ends with it.
 
 pub mod addresses;
+pub mod balancer;
 pub mod cluster;
 pub mod etcd;
 pub mod haproxy;
@@ -16,6 +17,7 @@ pub mod http;
 pub mod member;
 pub mod pointsman;
 pub mod process;
+pub mod shared;
 pub mod site;
 pub mod sql;
 pub mod stopwatch;
@@ -23,6 +25,7 @@ pub mod tools;
 pub mod wait;
 
 pub use addresses::Addresses;
+pub use balancer::Balancer;
 pub use cluster::{Cluster, ClusterOptions};
 pub use haproxy::{HaProxy, HaProxyChecks};
 pub use member::MemberOptions;

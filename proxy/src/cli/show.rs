@@ -40,11 +40,12 @@ pub(super) fn status(answer: &Value) -> String {
     let process = answer.get("process").unwrap_or(&Value::Null);
     let _ = writeln!(
         out,
-        "{}: {}, up {}, {} sessions, pointsman {} (pid {})",
+        "{}: {}, up {}, {} session{}, pointsman {} (pid {})",
         clean(text(process, "/node")),
         clean(text(process, "/life")),
         span(process, "/uptime_ms"),
         count(process, "/sessions"),
+        if number(process, "/sessions") == Some(1) { "" } else { "s" },
         clean(text(process, "/version")),
         count(process, "/pid"),
     );
