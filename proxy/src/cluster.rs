@@ -35,11 +35,16 @@ pub struct Cluster {
 
 impl Cluster {
     /// Starts the tasks. Within a tokio runtime.
-    pub fn start(config: pointsman_config::Cluster, listeners: &[Listener], app: &Arc<App>, clock: Clock) -> Self {
+    pub fn start(
+        config: pointsman_config::Cluster,
+        listeners: &[Listener],
+        app: &Arc<App>,
+        clock: Clock,
+    ) -> Self {
         let (events, received) = mpsc::channel(EVENTS);
         let routes = Arc::new(Routes::default());
-        let stats = Arc::new(SourceStats::new(&config, clock));
-        let handle = Arc::new(ClusterHandle::new(config.name.clone(), config.discovery.as_str(), events.clone()));
+        let handle =
+            Arc::new(ClusterHandle::new(config.name.clone(), config.discovery.as_str(), events.clone()));
         let questions = TaskTracker::new();
         let seed = RandomState::new().hash_one(config.name.as_str()); // three load balancers must not ask in step
         let control = Control {
@@ -49,7 +54,7 @@ impl Cluster {
             app: Arc::clone(app),
             asker: Asker::new(&config.scope, config.rest.clone(), clock, events.clone(), questions.clone()),
             prober: Prober::new(events.clone(), questions),
-            clock: clock,
+            clock,
             events: received,
         };
         let mut tasks = JoinSet::new();
@@ -64,11 +69,13 @@ impl Cluster {
             source: JoinSet::new(),
             _control: tasks,
         };
-        cluster.start_source(stats);
+        cluster.start_source();
         cluster
     }
 
-    fn start_source(&mut self, stats: Arc<SourceStats>) {
+    /// Starts the source, or starts it anew: dropping the old set ends the old one.
+    fn start_source(&mut self) {
+        let stats = Arc::new(SourceStats::new(&self.config, self.clock));
         self.handle.set_source(Arc::clone(&stats));
         self.source = JoinSet::new();
         let (config, events) = (self.config.clone(), self.events.clone());
@@ -103,8 +110,7 @@ impl Cluster {
         self.config = config;
         let _ = self.events.send(Event::Policy(policy)).await; // fails only when the control task has ended
         if source_changed {
-            let stats = Arc::new(SourceStats::new(&self.config, self.clock));
-            self.start_source(stats);
+            self.start_source();
         }
     }
 }

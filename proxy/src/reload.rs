@@ -6,6 +6,7 @@ use std::sync::Arc;
 use pointsman_config::{Config, ListenerName};
 use tokio::time::Instant;
 
+use crate::cluster::Cluster;
 use crate::listener::Listener;
 use crate::logging::Logging;
 use crate::run::Process;
@@ -40,7 +41,7 @@ impl Process {
         let mut left = self.needs_restart(&new);
         self.config.log.level = new.log.level;
         self.config.log.sessions = new.log.sessions;
-        self.config.shutdown = new.shutdown.clone();
+        self.config.shutdown = new.shutdown;
         let old_listeners = std::mem::replace(&mut self.config.listeners, new.listeners.clone());
         self.take_over_clusters(&new).await;
         for listener in &old_listeners {
@@ -153,7 +154,9 @@ impl Process {
         .map(|(what, _)| what.to_owned())
         .collect();
         for cluster in &new.clusters {
-            let Some(running) = self.clusters.get(&cluster.name).map(|running| running.config()) else { continue };
+            let Some(running) = self.clusters.get(&cluster.name).map(Cluster::config) else {
+                continue;
+            };
             let same = running.scope == cluster.scope
                 && running.namespace == cluster.namespace
                 && running.rest == cluster.rest

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -89,7 +90,7 @@ fn status_line(app: &App) -> String {
         let Some(described) = cluster.status() else { continue };
         let primary = &described.status.primary;
         let member = primary.member.as_ref().map_or("nobody", |member| member.as_str());
-        line.push_str(&format!("; {}: {member} {}", cluster.name, primary.state));
+        let _ = write!(line, "; {}: {member} {}", cluster.name, primary.state); // a String takes everything
     }
     line
 }
@@ -121,8 +122,10 @@ impl Process {
             process.start_cluster(cluster);
         }
         let listeners = process.config.listeners.clone();
-        let bound: Vec<Listener> =
-            listeners.iter().map(|listener| process.bind(listener, Arc::default())).collect::<Result<_, _>>()?;
+        let bound: Vec<Listener> = listeners
+            .iter()
+            .map(|listener| process.bind(listener, Arc::default()))
+            .collect::<Result<_, _>>()?;
         for listener in bound {
             process.start_listener(listener)?;
         }
@@ -178,8 +181,10 @@ impl Process {
             handle.set_listening(listener.is_accepting());
             Arc::new(handle)
         });
-        let parts =
-            Parts { clusters: clusters.map(|cluster| Arc::clone(cluster.handle())).collect(), listeners: listeners.collect() };
+        let parts = Parts {
+            clusters: clusters.map(|cluster| Arc::clone(cluster.handle())).collect(),
+            listeners: listeners.collect(),
+        };
         self.app.parts.store(Arc::new(parts));
     }
 

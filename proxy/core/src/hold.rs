@@ -4,13 +4,16 @@
 //! - While there is no route, everyone waits. When a route appears, it is *fresh*: those who waited and those who
 //!   come now are let through at a bounded rate, so that a new primary is not trampled. It stops being fresh when
 //!   nobody waits, the bucket is full again and [`FRESH_FOR`] has passed; from then on connections pass at once.
+//! - A backlog that grows faster than the rate must not throttle a healthy server for ever: after [`STRICT_FOR`]
+//!   the rate doubles with every second.
 //! - A connection that was let through and could not be dialled comes back with its [`Ticket`]: to its old place
 //!   and with its old deadline. A pause keeps it from using up the tokens of all others meanwhile.
 //!
 //! The queue is sans-IO: call [`HoldQueue::poll`] whenever [`HoldQueue::poll_timeout`] says so.
 //!
 //! Invariant: every connection that was held leaves exactly once: released, expired or left.
-//! Invariant: while routes are fresh, any window of length `w` sees at most `burst + w / interval` releases.
+//! Invariant: while routes are fresh, any window of length `w` sees at most `burst + w / interval` releases, for the
+//! shortest interval in force in it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
@@ -23,6 +26,12 @@ mod tests;
 
 /// How long a route counts as fresh at least: clients that were cut need a moment to come back.
 pub const FRESH_FOR: Duration = Duration::from_secs(2);
+
+/// How long a fresh route is kept strictly to its rate. Then the rate doubles with every second.
+pub const STRICT_FOR: Duration = Duration::from_secs(5);
+
+/// The rate doubles at most so often.
+const DOUBLINGS: u32 = 12;
 
 /// How many connections one [`HoldQueue::poll`] settles at most, so that the caller's loop stays responsive.
 pub const BATCH: usize = 256;
@@ -60,6 +69,20 @@ impl HoldLimits {
     /// How many connections may be released at once after a pause.
     pub fn burst(&self) -> u32 {
         self.burst
+    }
+
+    /// The limits of a route that has been fresh for so long.
+    fn relaxed(self, fresh_for: Duration) -> Self {
+        let beyond = fresh_for.saturating_sub(STRICT_FOR).as_secs_f64().ceil();
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "small and never negative"
+        )]
+        let doublings = (beyond as u32).min(DOUBLINGS);
+        let factor = 1 << doublings;
+        let interval = (self.interval / factor).max(Duration::from_nanos(1));
+        Self { interval, burst: self.burst.saturating_mul(factor), ..self }
     }
 }
 
@@ -132,7 +155,10 @@ pub struct HoldQueue<K> {
 enum Route {
     Absent,
     /// Paced, at least until the moment.
-    Fresh(Moment),
+    Fresh {
+        since: Moment,
+        until: Moment,
+    },
     Settled,
 }
 
@@ -161,10 +187,10 @@ impl<K: Copy + Ord> HoldQueue<K> {
         self.settle(now);
         let may_pass = match self.route {
             Route::Absent => false,
-            Route::Fresh(_) => {
+            Route::Fresh { .. } => {
                 !self.orders.contains_key(&key)
                     && self.next_ready(now).is_none()
-                    && self.bucket.take(now, self.limits)
+                    && self.bucket.take(now, self.pace(now))
             }
             Route::Settled => true,
         };
@@ -174,9 +200,12 @@ impl<K: Copy + Ord> HoldQueue<K> {
     /// A connection that was let through comes back, because its dial failed. It waits at its old place, but for
     /// `pause` at least, and the route becomes fresh again: who cannot be dialled must not be dialled in a loop.
     pub fn come_back(&mut self, now: Moment, key: K, ticket: Ticket, pause: Duration) -> Arrival {
-        if self.route != Route::Absent {
-            self.route = Route::Fresh(now + FRESH_FOR);
-        }
+        let until = now + FRESH_FOR;
+        self.route = match self.route {
+            Route::Absent => Route::Absent,
+            Route::Fresh { since, .. } => Route::Fresh { since, until },
+            Route::Settled => Route::Fresh { since: now, until },
+        };
         self.hold(key, ticket, now + pause)
     }
 
@@ -191,8 +220,8 @@ impl<K: Copy + Ord> HoldQueue<K> {
     pub fn route(&mut self, now: Moment, available: bool) {
         self.route = match (available, self.route) {
             (false, _) => Route::Absent,
-            (true, Route::Absent) => Route::Fresh(now + FRESH_FOR),
-            (true, same @ (Route::Fresh(_) | Route::Settled)) => same,
+            (true, Route::Absent) => Route::Fresh { since: now, until: now + FRESH_FOR },
+            (true, same @ (Route::Fresh { .. } | Route::Settled)) => same,
         };
     }
 
@@ -225,8 +254,15 @@ impl<K: Copy + Ord> HoldQueue<K> {
         } else {
             Some(Moment::ZERO)
         };
-        let release = someone_may_go.map(|moment| moment.max(self.bucket.next(self.limits)));
+        let release = someone_may_go.map(|moment| moment.max(self.next_token()));
         release.map_or(Some(*deadline), |release| Some(release.min(*deadline)))
+    }
+
+    /// Waiting has become vain: everyone's time is up, in the order of arrival.
+    pub fn give_up(&mut self) -> Vec<(K, Outcome)> {
+        let orders: Vec<u64> = self.waiters.keys().copied().collect();
+        let leaving = orders.into_iter().filter_map(|order| self.remove(order));
+        leaving.map(|waiter| (waiter.key, Outcome::Expire(waiter.ticket))).collect()
     }
 
     /// How many wait.
@@ -241,7 +277,7 @@ impl<K: Copy + Ord> HoldQueue<K> {
 
     /// Whether arrivals are being paced, as far as the last call could know.
     pub fn is_fresh(&self) -> bool {
-        matches!(self.route, Route::Fresh(_))
+        matches!(self.route, Route::Fresh { .. })
     }
 
     /// When the one that has waited longest arrived.
@@ -294,7 +330,7 @@ impl<K: Copy + Ord> HoldQueue<K> {
             return None;
         }
         let order = self.next_ready(now)?;
-        if !self.bucket.take(now, self.limits) {
+        if !self.bucket.take(now, self.pace(now)) {
             return None;
         }
         self.remove(order)
@@ -312,9 +348,30 @@ impl<K: Copy + Ord> HoldQueue<K> {
         self.ready.first().copied()
     }
 
+    /// The limits in force.
+    fn pace(&self, now: Moment) -> HoldLimits {
+        match self.route {
+            Route::Fresh { since, .. } => self.limits.relaxed(now.since(since)),
+            Route::Absent | Route::Settled => self.limits,
+        }
+    }
+
+    /// When the next one may go: by the strict rate, or earlier when the rate doubles before that.
+    fn next_token(&self) -> Moment {
+        let strict = self.bucket.next(self.limits);
+        let Route::Fresh { since, .. } = self.route else { return strict };
+        let mut next = strict;
+        for doublings in 1..=DOUBLINGS {
+            let begins = since + STRICT_FOR + Duration::from_secs(u64::from(doublings) - 1);
+            let relaxed = self.limits.relaxed(STRICT_FOR + Duration::from_secs(doublings.into()));
+            next = next.min(self.bucket.next(relaxed).max(begins + Duration::from_nanos(1)));
+        }
+        next
+    }
+
     /// Ends the freshness of a route when its conditions are met.
     fn settle(&mut self, now: Moment) {
-        if let Route::Fresh(until) = self.route
+        if let Route::Fresh { until, .. } = self.route
             && now >= until
             && self.waiters.is_empty()
             && self.bucket.is_full(now)

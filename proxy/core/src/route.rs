@@ -147,23 +147,36 @@ impl NoRoute {
         }
     }
 
+    /// Whether waiting is in vain: nothing that happens by itself will bring a candidate.
+    pub fn is_lasting(&self) -> bool {
+        matches!(self, Self::StandbyCluster)
+    }
+
     /// What a person can do about it: the HINT of the error that a client gets.
     pub fn hint(&self) -> &'static str {
         match self {
-            Self::Discovering => "Pointsman has not reached the cluster's store since it started; see its log.",
+            Self::Discovering => {
+                "Pointsman has not reached the cluster's store since it started; see its log."
+            }
             Self::NoLeaderYet | Self::LeaderKeyGone { .. } => {
                 "The cluster is electing a primary; `patronictl list` shows its members."
             }
             Self::Pending { .. } | Self::SwitchoverAnnounced { .. } => {
                 "A change of primary is under way; try again in some seconds."
             }
-            Self::LeaderUnknown { .. } => "Look at the leader's member key in the store: it has no usable conn_url.",
+            Self::LeaderUnknown { .. } => {
+                "Look at the leader's member key in the store: it has no usable conn_url."
+            }
             Self::Stale { .. } => {
                 "The store and the leader's Patroni are unreachable from this load balancer; \
                  stale_primary = \"route\" would go on regardless."
             }
-            Self::StandbyCluster => "A standby cluster takes no writes; connect to the cluster that it follows.",
-            Self::Maintenance { .. } => "An operator took the member out; `pointsman ready CLUSTER/MEMBER` takes it back.",
+            Self::StandbyCluster => {
+                "A standby cluster takes no writes; connect to the cluster that it follows."
+            }
+            Self::Maintenance { .. } => {
+                "An operator took the member out; `pointsman ready CLUSTER/MEMBER` takes it back."
+            }
             Self::NoReplica | Self::NoSyncStandby | Self::NoMember => {
                 "`pointsman members` says for each member why it is not used."
             }

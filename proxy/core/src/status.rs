@@ -8,7 +8,10 @@ use serde::Serialize;
 
 use crate::event::{AdminMode, AskError, Status};
 use crate::route::{GrantRole, NoRoute};
-use crate::view::{Address, ApiUrl, ClusterSettings, Complaint, Lsn, MemberName, MemberRole, MemberState, Replication, Tags, Timeline};
+use crate::view::{
+    Address, ApiUrl, ClusterSettings, Complaint, Lsn, MemberName, MemberRole, MemberState, Replication, Tags,
+    Timeline,
+};
 
 /// One cluster at one moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

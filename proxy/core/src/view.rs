@@ -291,6 +291,7 @@ pub struct SyncView {
 
 /// What we use of the cluster's dynamic configuration (`config`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of Patroni's own")]
 pub struct ClusterSettings {
     /// `ttl` of the leader key, in seconds; Patroni's default is 30.
     pub ttl: u32,

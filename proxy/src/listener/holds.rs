@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use pointsman_config::ListenerName;
 use pointsman_core::hold::{Arrival, HoldLimits, HoldQueue, Outcome, Ticket};
-use pointsman_core::route::Term;
+use pointsman_core::route::{NoRoute, Term};
 use pointsman_core::time::Moment;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep_until};
@@ -29,6 +29,8 @@ pub(crate) enum Entry<'a> {
     Wait(Waiting<'a>),
     /// Too many wait already.
     Overflow,
+    /// Waiting would be in vain.
+    Vain(NoRoute),
 }
 
 /// The held sessions of one listener.
@@ -49,6 +51,8 @@ struct State {
     /// The table that the queue knows of.
     generation: Option<u64>,
     terms: Vec<Term>,
+    /// Why waiting is in vain, if it is.
+    lasting: Option<NoRoute>,
 }
 
 impl Holds {
@@ -58,6 +62,7 @@ impl Holds {
             wakers: HashMap::new(),
             generation: None,
             terms: Vec::new(),
+            lasting: None,
         };
         Self { listener, routes, epoch: Instant::now(), state: Mutex::new(state), arrived: Notify::new() }
     }
@@ -70,6 +75,9 @@ impl Holds {
     /// A new session wants a route, and would wait for `patience`.
     pub(crate) fn arrive(&self, id: SessionId, patience: Duration) -> Entry<'_> {
         let mut state = self.synced();
+        if let Some(lasting) = &state.lasting {
+            return Entry::Vain(lasting.clone());
+        }
         let now = self.now();
         let arrival = state.queue.arrive(now, id, now + patience);
         self.enter(state, id, arrival)
@@ -78,6 +86,9 @@ impl Holds {
     /// A session that was let through has found nobody who serves it.
     pub(crate) fn come_back(&self, id: SessionId, ticket: Ticket, pause: Duration) -> Entry<'_> {
         let mut state = self.synced();
+        if let Some(lasting) = &state.lasting {
+            return Entry::Vain(lasting.clone());
+        }
         let arrival = state.queue.come_back(self.now(), id, ticket, pause);
         self.enter(state, id, arrival)
     }
@@ -121,7 +132,10 @@ impl Holds {
     /// Wakes whose turn it is; says when to look again.
     fn settle(&self) -> Option<Moment> {
         let mut state = self.synced();
-        let settled = state.queue.poll(self.now());
+        let mut settled = state.queue.poll(self.now());
+        if state.lasting.is_some() {
+            settled.extend(state.queue.give_up());
+        }
         for (id, outcome) in settled {
             if let Some(waker) = state.wakers.remove(&id) {
                 let _ = waker.send(outcome); // the session may have stopped waiting at this very moment
@@ -159,7 +173,9 @@ impl Holds {
 impl State {
     fn adopt(&mut self, now: Moment, published: &Published, listener: &ListenerName) {
         self.generation = Some(published.generation());
-        let candidates = published.route(listener).and_then(|route| route.candidates.as_ref().ok());
+        let route = published.route(listener).map(|route| route.candidates.as_ref());
+        self.lasting = route.and_then(Result::err).filter(|why| why.is_lasting()).cloned();
+        let candidates = route.and_then(Result::ok);
         let terms: Vec<Term> =
             candidates.map_or_else(Vec::new, |all| all.iter().map(|candidate| candidate.term).collect());
         if !terms.iter().any(|term| self.terms.contains(term)) {

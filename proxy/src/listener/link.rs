@@ -108,9 +108,6 @@ impl Link {
     /// Sends a first message and waits until it is clear what the server makes of it. Afterwards
     /// [`Link::received`] holds what the client has to see.
     pub(crate) async fn ask(&mut self, question: &Question, deadline: Instant) -> Result<Answer, DialError> {
-        if self.grant.fence.raised().is_some() {
-            return Err(DialError::Revoked);
-        }
         self.received.clear();
         let Self { stream, grant, received, .. } = self;
         let asking = async {

@@ -315,6 +315,7 @@ impl<'a> Start<'a> {
                 return Ok(());
             }
             Entry::Overflow => return Err(CloseReason::QueueFull),
+            Entry::Vain(why) => return Err(CloseReason::HeldTooLong(Some(why))),
             Entry::Wait(waiting) => waiting,
         };
         self.session.set_phase(Phase::Held);

@@ -32,6 +32,9 @@ use crate::sessions::Session;
 use crate::socket::{read_now, reset, shut_down_write};
 use crate::stats::{ListenerStats, ServerStats};
 
+#[cfg(test)]
+mod tests;
+
 /// The most that is read at once, in bytes.
 const CHUNK: usize = 64 * 1024;
 

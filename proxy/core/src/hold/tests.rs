@@ -119,6 +119,38 @@ fn a_route_stays_fresh_while_someone_waits() {
 }
 
 #[test]
+fn giving_up_sends_everyone_away_in_order() {
+    let mut queue = queue(10, 100);
+    for key in [7, 3, 5] {
+        assert_eq!(queue.arrive(at(0), key, at(1000)), Arrival::Held);
+    }
+    assert_eq!(marks(&queue.give_up()), [(7, 'x'), (3, 'x'), (5, 'x')]);
+    assert!(queue.is_empty());
+    assert_eq!(queue.poll_timeout(), None);
+}
+
+/// A backlog that grows faster than the rate is not throttled for ever.
+#[test]
+fn the_rate_doubles_after_the_strict_time() {
+    let mut queue = queue(1_000_000, 100);
+    queue.route(at(0), true);
+    let mut released_by = Vec::new();
+    let mut released = 0;
+    // 1,000 arrive every second, ten times the rate.
+    for millis in 0..15_000 {
+        let arrival = queue.arrive(at(millis), u32::try_from(millis).unwrap(), at(1_000_000));
+        released += usize::from(matches!(arrival, Arrival::Pass(_)));
+        released += queue.poll(at(millis)).len();
+        if millis % 1000 == 999 {
+            released_by.push(released);
+        }
+    }
+    assert!((498..=504).contains(&released_by[4]), "strict for five seconds: {released_by:?}");
+    assert!(released_by[5] - released_by[4] <= 2 * 100 + 8, "then twice the rate: {released_by:?}");
+    assert_eq!(released_by[14], 15_000, "and in the end nobody waits: {released_by:?}");
+}
+
+#[test]
 fn a_route_stays_fresh_until_the_bucket_is_full() {
     let mut queue = HoldQueue::new(limits(10, 1, 60)); // one each minute
     queue.route(at(0), true);

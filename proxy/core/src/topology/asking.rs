@@ -29,7 +29,9 @@ impl Topology {
         match owner.map(|owner| owner.standing) {
             Some(Standing::Pending { since, .. }) => Some(backoff(now.since(since))),
             Some(Standing::Confirmed { .. }) if self.announced.is_some() => Some(PEACE / 4),
-            Some(Standing::Confirmed { last, .. }) if self.store.lost_since().is_some_and(|lost| lost > last) => {
+            Some(Standing::Confirmed { last, .. })
+                if self.store.lost_since().is_some_and(|lost| lost > last) =>
+            {
                 Some(PEACE / 4) // it has not spoken since the store fell silent
             }
             Some(Standing::Confirmed { .. }) => Some(PEACE),

@@ -24,7 +24,11 @@ impl Topology {
             settings: self.view.as_ref().map(|view| view.settings.clone()).unwrap_or_default(),
             leader: self.view.as_ref().and_then(|view| view.leader.as_ref()).map(|key| key.member.clone()),
             primary: self.describe_primary(now),
-            members: self.members.iter().map(|(name, member)| self.describe_member(name, member, now)).collect(),
+            members: self
+                .members
+                .iter()
+                .map(|(name, member)| self.describe_member(name, member, now))
+                .collect(),
             routes: self.describe_routes(),
             alarms: self.alarms(now),
             complaints: self.complaints.iter().cloned().collect(),
@@ -111,16 +115,17 @@ impl Topology {
     }
 
     fn describe_routes(&self) -> Vec<RouteStatus> {
-        let describe = |(listener, route): (&pointsman_config::ListenerName, &crate::route::Route)| RouteStatus {
-            listener: listener.clone(),
-            target: route.target,
-            candidates: route
-                .candidates
-                .as_ref()
-                .map(|candidates| candidates.iter().map(|candidate| candidate.member.clone()).collect())
-                .unwrap_or_default(),
-            why_not: route.candidates.as_ref().err().cloned(),
-        };
+        let describe =
+            |(listener, route): (&pointsman_config::ListenerName, &crate::route::Route)| RouteStatus {
+                listener: listener.clone(),
+                target: route.target,
+                candidates: route
+                    .candidates
+                    .as_ref()
+                    .map(|candidates| candidates.iter().map(|candidate| candidate.member.clone()).collect())
+                    .unwrap_or_default(),
+                why_not: route.candidates.as_ref().err().cloned(),
+            };
         self.table.routes.iter().map(describe).collect()
     }
 
@@ -149,7 +154,10 @@ impl Topology {
             && self.view.as_ref().is_some_and(|view| view.leader.is_none())
             && self.leads_without_key(owner, now)
         {
-            alarms.push(format!("the cluster is paused without a leader key; {} still takes writes", owner.member));
+            alarms.push(format!(
+                "the cluster is paused without a leader key; {} still takes writes",
+                owner.member
+            ));
         }
         alarms
     }

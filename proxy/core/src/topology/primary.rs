@@ -11,7 +11,9 @@ use pointsman_config::StalePrimary;
 use crate::event::{AdminMode, Answer, Loudness, Status, What};
 use crate::route::{GrantRole, NoRoute, RevokeReason};
 use crate::time::{Moment, Now};
-use crate::view::{Announcement, ClusterView, LeaderKey, MemberName, MemberRole, MemberState, MemberView, Revision, Timeline};
+use crate::view::{
+    Announcement, ClusterView, LeaderKey, MemberName, MemberRole, MemberState, MemberView, Revision, Timeline,
+};
 
 use super::Topology;
 
@@ -252,7 +254,9 @@ impl Topology {
             (None, None) => false,
         };
         match (announcement.filter(concerns), self.announced.take()) {
-            (Some(a), Some(announced)) if announced.revision == a.revision => self.announced = Some(announced),
+            (Some(a), Some(announced)) if announced.revision == a.revision => {
+                self.announced = Some(announced)
+            }
             (Some(a), _) => {
                 let scheduled = a.scheduled_at.is_some_and(|at| {
                     let ahead = u64::try_from(SCHEDULE_AHEAD.as_millis()).unwrap_or(u64::MAX);
@@ -320,7 +324,11 @@ impl Topology {
         if answer.asked_at < self.owner.as_ref().map_or(Moment::NEVER, Owner::since) {
             return; // it speaks of a time before the doubt
         }
-        if status.writable() { self.owner_affirms(answer.asked_at, now) } else { self.owner_denies(status, now) }
+        if status.writable() {
+            self.owner_affirms(answer.asked_at, now)
+        } else {
+            self.owner_denies(status, now)
+        }
     }
 
     fn owner_affirms(&mut self, asked_at: Moment, now: Moment) {
@@ -336,7 +344,11 @@ impl Topology {
             && asked_at >= announced.since + ANNOUNCED_FOR
         {
             announced.let_go = true;
-            self.note(Loudness::Warn, member, What::SwitchoverAbandoned { why: "the leader still takes writes" });
+            self.note(
+                Loudness::Warn,
+                member,
+                What::SwitchoverAbandoned { why: "the leader still takes writes" },
+            );
         }
     }
 

@@ -98,7 +98,8 @@ impl Topology {
         self.members
             .iter()
             .filter(|(name, member)| {
-                self.unfit(name, member, now).is_none() && self.unwanted(name, member, listener, now).is_none()
+                self.unfit(name, member, now).is_none()
+                    && self.unwanted(name, member, listener, now).is_none()
             })
             .map(|(name, member)| (name.clone(), role, member.view.weight))
             .collect()
@@ -163,7 +164,13 @@ impl Topology {
     }
 
     /// Why a fit member is not what this listener wants.
-    fn unwanted(&self, name: &MemberName, member: &Member, listener: &ListenerPolicy, now: Moment) -> Option<Unfit> {
+    fn unwanted(
+        &self,
+        name: &MemberName,
+        member: &Member,
+        listener: &ListenerPolicy,
+        now: Moment,
+    ) -> Option<Unfit> {
         if !member.view.tags.match_all(&listener.tags) {
             return Some(Unfit::OtherTags);
         }
@@ -184,7 +191,8 @@ impl Topology {
         if let Some(unfit) = self.unfit(name, member, now) {
             return Some(unfit.to_string());
         }
-        let mut reads = self.policy.listeners.iter().filter(|listener| listener.target != Target::Primary).peekable();
+        let mut reads =
+            self.policy.listeners.iter().filter(|listener| listener.target != Target::Primary).peekable();
         reads.peek()?;
         let mut why = None;
         for listener in reads {

@@ -61,7 +61,8 @@ impl Topology {
         reason: RevokeReason,
         which: impl Fn(&ListenerName, GrantRole) -> bool,
     ) {
-        let ended = self.terms.close(reason, |(listener, name, role)| name == member && which(listener, *role));
+        let ended =
+            self.terms.close(reason, |(listener, name, role)| name == member && which(listener, *role));
         for member in ended {
             self.note(Loudness::Info, Some(member), What::Revoked { reason });
         }
@@ -84,8 +85,11 @@ impl Topology {
 
     /// Closes the terms of listeners that are gone or ask for something else now.
     pub(super) fn end_reconfigured_terms(&mut self, kept: &BTreeMap<ListenerName, Target>) {
-        let targets: BTreeMap<_, _> = self.policy.listeners.iter().map(|l| (l.name.clone(), l.target)).collect();
-        self.terms.close(RevokeReason::Reconfigured, |(listener, _, _)| kept.get(listener) != targets.get(listener));
+        let targets: BTreeMap<_, _> =
+            self.policy.listeners.iter().map(|l| (l.name.clone(), l.target)).collect();
+        self.terms.close(RevokeReason::Reconfigured, |(listener, _, _)| {
+            kept.get(listener) != targets.get(listener)
+        });
     }
 
     /// Makes the table of this moment; publishes it if it differs, then revokes what was closed.

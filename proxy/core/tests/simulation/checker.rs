@@ -91,7 +91,11 @@ impl Checker {
             match effect {
                 Effect::Publish(table) => {
                     assert!(!revoking, "a table was published after a revocation of the same step");
-                    assert_eq!(table.generation, before + 1, "one publication in a step, one generation more");
+                    assert_eq!(
+                        table.generation,
+                        before + 1,
+                        "one publication in a step, one generation more"
+                    );
                     self.table = Some(RouteTable::clone(table));
                 }
                 Effect::Revoke(revocation) => {
@@ -141,7 +145,10 @@ impl Checker {
             assert!(open, "{member} was superseded, but its write sessions of {term:?} were not cut");
         }
         let Some(writer) = writers.first() else { return };
-        assert!(!self.superseded.contains(writer), "{writer} is routed to, but its leadership was superseded");
+        assert!(
+            !self.superseded.contains(writer),
+            "{writer} is routed to, but its leadership was superseded"
+        );
         assert_eq!(Some(writer), self.named.as_ref(), "{writer} is routed to, but was never named");
         assert!(
             (self.own_word || self.key_word) && self.evidence_counts,

@@ -331,7 +331,8 @@ impl World {
 
     fn announce(&mut self, member: &MemberName) {
         let revision = self.revision();
-        let leader = self.store.leader.as_ref().map(|key| key.member.clone()).filter(|_| !self.dice.one_in(3));
+        let leader =
+            self.store.leader.as_ref().map(|key| key.member.clone()).filter(|_| !self.dice.one_in(3));
         let scheduled_at = self.dice.one_in(3).then(|| self.now.wall.0 + self.dice.below(20_000));
         self.store.announcement =
             Some(Announcement { leader, candidate: Some(member.clone()), scheduled_at, revision });
@@ -400,9 +401,9 @@ impl World {
         }
         if let Some(fingerprint) = &mut self.fingerprint {
             let text = format!("{effects:?}");
-            *fingerprint = text
-                .bytes()
-                .fold(*fingerprint, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
+            *fingerprint = text.bytes().fold(*fingerprint, |hash, byte| {
+                (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+            });
         }
         self.checker.saw_effects(&effects, self.now.mono);
         for effect in effects {
@@ -461,7 +462,8 @@ impl World {
         self.store.announcement = None;
         self.store.settings = ClusterSettings::default();
         let leader = self.any_member();
-        let others: Vec<MemberName> = self.servers.keys().filter(|member| **member != leader).cloned().collect();
+        let others: Vec<MemberName> =
+            self.servers.keys().filter(|member| **member != leader).cloned().collect();
         self.promote(&leader);
         let (timeline, lsn) = self.servers.get(&leader).map(|server| (server.timeline, server.lsn)).unwrap();
         let top = self.servers.values().map(|server| server.timeline).max().unwrap();
@@ -498,10 +500,14 @@ impl World {
         let table = self.topology.table();
         let candidates = |listener: &str| -> Result<Vec<MemberName>, NoRoute> {
             let route = &table.routes[&ListenerName::new(listener).unwrap()];
-            route.candidates.clone().map(|list| list.iter().map(|candidate| candidate.member.clone()).collect())
+            route
+                .candidates
+                .clone()
+                .map(|list| list.iter().map(|candidate| candidate.member.clone()).collect())
         };
         assert_eq!(candidates("primary"), Ok(vec![leader.clone()]), "the primary is not routed to");
-        let replicas: Vec<MemberName> = self.servers.keys().filter(|member| **member != leader).cloned().collect();
+        let replicas: Vec<MemberName> =
+            self.servers.keys().filter(|member| **member != leader).cloned().collect();
         assert_eq!(candidates("replicas"), Ok(replicas), "not every replica is routed to");
         assert_eq!(candidates("any"), Ok(self.servers.keys().cloned().collect()));
         let status = self.topology.describe(self.now.mono);

@@ -108,9 +108,9 @@ async fn one_too_many_is_refused_at_once_and_a_reload_makes_room() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_while_it_is_held_is_noticed_at_once() {
+async fn a_client_that_leaves_while_it_is_held_is_noticed_at_once_and_makes_room() {
     let server = FakeServer::new().await;
-    let mut lab = Lab::new();
+    let mut lab = Lab::with(|listener| listener.max_held = 1);
     lab.no_route();
     // A FIN; a FIN behind bytes that were not read as part of the first message; an RST.
     for (extra, rst) in [(0, false), (5000, false), (5000, true)] {
@@ -167,4 +167,21 @@ async fn without_a_hold_a_client_is_refused_at_once() {
     client.write_all(&startup("alice")).await.unwrap();
     assert_eq!(read_error(&mut client).await[&'C'], "57P03");
     assert!(began.elapsed() < Duration::from_millis(500));
+}
+
+/// A standby cluster has no primary, however long one waits: who is held is told, who comes is told at once.
+#[tokio::test]
+async fn nobody_waits_in_vain() {
+    let mut lab = Lab::new();
+    lab.no_route();
+    let mut held = lab.connect().await;
+    held.write_all(&startup("alice")).await.unwrap();
+    eventually("it is held", || lab.stats.held.get() == 1).await;
+    lab.no_route_ever();
+    assert!(read_error(&mut held).await[&'M'].contains("standby cluster"));
+    let mut late = lab.connect().await;
+    late.write_all(&startup("bob")).await.unwrap();
+    assert!(read_error(&mut late).await[&'M'].contains("standby cluster"));
+    lab.at_rest().await;
+    assert_eq!(lab.stats.held_total.get(), 1);
 }

@@ -84,6 +84,10 @@ impl Lab {
         self.publish(Err(NoRoute::LeaderKeyGone { last: Some("n1".into()) }));
     }
 
+    pub(super) fn no_route_ever(&mut self) {
+        self.publish(Err(NoRoute::StandbyCluster));
+    }
+
     fn publish(&mut self, candidates: Result<Arc<[Candidate]>, NoRoute>) {
         self.generation += 1;
         let route = Route { target: Target::Primary, candidates };
@@ -239,6 +243,7 @@ pub(super) async fn expect_broken(stream: &TcpStream) {
 pub(super) async fn read_error(stream: &mut TcpStream) -> BTreeMap<char, String> {
     let (got, end) = read_all(stream).await;
     end.expect("the error arrives, then a FIN");
+    assert!(stream.take_error().unwrap().is_none(), "an RST behind the FIN could have destroyed the error");
     assert_eq!(got[0], b'E', "{got:?}");
     assert_eq!(u32::from_be_bytes(got[1..5].try_into().unwrap()) as usize + 1, got.len());
     let fields = got[5..].split(|byte| *byte == 0).filter(|field| !field.is_empty());

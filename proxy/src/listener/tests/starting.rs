@@ -251,8 +251,15 @@ async fn nonsense_is_answered_and_costs_one_small_buffer() {
         let error = read_error(&mut client).await;
         assert!(error[&'M'].contains(words), "{error:?}");
     }
+    // Unread input must not destroy the answer.
+    let mut client = lab.connect().await;
+    let mut post = b"POST / HTTP/1.1\r\n".to_vec();
+    post.resize(40_000, b'x');
+    client.write_all(&post).await.unwrap();
+    assert_eq!(read_error(&mut client).await[&'C'], "08P01");
+    drop(client);
     lab.at_rest().await;
-    assert_eq!(lab.closes("bad-startup"), 4);
+    assert_eq!(lab.closes("bad-startup"), 5);
 }
 
 #[tokio::test]

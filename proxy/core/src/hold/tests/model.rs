@@ -52,7 +52,8 @@ struct Model {
     /// Let through, and perhaps coming back.
     dialling: Vec<(u32, Ticket)>,
     /// When connections were let through while pacing was on.
-    paced: Vec<Moment>,
+    /// Each with whether the rate was strict then.
+    paced: Vec<(Moment, bool)>,
     next_key: u32,
     held: u32,
     settled: u32,
@@ -123,7 +124,7 @@ impl Model {
             assert!(self.available, "let through without a route");
             assert!(!someone_is_ready, "overtook those who wait");
             if is_paced {
-                self.paced.push(self.now);
+                self.paced.push((self.now, self.queue.pace(self.now) == limits(1, RATE, 1)));
             }
             self.dialling.push((key, ticket));
             return;
@@ -159,7 +160,7 @@ impl Model {
                         let earlier =
                             self.waiting.range(..key).find(|(_, other)| other.pause_ends <= self.now);
                         assert!(earlier.is_none(), "out of order");
-                        self.paced.push(self.now);
+                        self.paced.push((self.now, self.queue.pace(self.now) == limits(1, RATE, 1)));
                         self.dialling.push((key, ticket));
                     }
                     Outcome::Expire(ticket) => {
@@ -181,11 +182,13 @@ impl Model {
         assert_eq!(self.queue.poll_timeout().is_none(), self.waiting.is_empty());
     }
 
-    /// In any window there are at most `burst + window / interval` paced passages.
+    /// In any window there are at most `burst + window / interval` paced passages, as long as the rate is strict.
     fn check_rate(&self) {
         let limits = limits(1, RATE, 1);
         for (i, start) in self.paced.iter().enumerate() {
-            for (count, end) in (1u32..).zip(&self.paced[i..]) {
+            let strict = self.paced[i..].iter().take_while(|(_, strict)| *strict);
+            for (count, (end, _)) in (1u32..).zip(strict) {
+                let start = &start.0;
                 let needed = limits.interval() * count.saturating_sub(limits.burst());
                 assert!(*end - *start >= needed, "{count} let through within {:?}", *end - *start);
             }
