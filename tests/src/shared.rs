@@ -23,7 +23,8 @@ fn options() -> ClusterOptions {
 }
 
 async fn cluster() -> Result<&'static RwLock<Cluster>> {
-    let start = async || Cluster::start(&options()).await.map(RwLock::new).map_err(|error| format!("{error:#}"));
+    let start =
+        async || Cluster::start(&options()).await.map(RwLock::new).map_err(|error| format!("{error:#}"));
     CLUSTER.get_or_init(start).await.as_ref().map_err(|error| anyhow!("{error}"))
 }
 

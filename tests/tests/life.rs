@@ -28,7 +28,8 @@ async fn wait_cut(session: &Client) -> Result<()> {
 }
 
 /// A client that waits for a primary in a cluster that does not exist.
-const NOBODY: &str = "\n[[listeners]]\nname = \"nobody\"\ncluster = \"nobody\"\nbind = \"HOST:5009\"\ntarget = \"primary\"\n";
+const NOBODY: &str =
+    "\n[[listeners]]\nname = \"nobody\"\ncluster = \"nobody\"\nbind = \"HOST:5009\"\ntarget = \"primary\"\n";
 
 fn with_nobody(balancer: &Balancer, cluster: &Cluster) -> String {
     let text = balancer.configuration(cluster);
@@ -88,7 +89,10 @@ fn a_drain_lets_sessions_finish_and_takes_no_new_ones() -> Result<()> {
 
         drop(session);
         assert_eq!(balancer.ended(SOON).await?, 0);
-        assert!(begun.elapsed() < Duration::from_secs(25), "it ends with the last session, not at the deadline");
+        assert!(
+            begun.elapsed() < Duration::from_secs(25),
+            "it ends with the last session, not at the deadline"
+        );
         assert!(!balancer.socket().exists());
         let log = balancer.log()?;
         assert!(log.contains("draining") && log.trim_end().ends_with("stopped"), "{log}");
@@ -106,7 +110,10 @@ fn a_drain_ends_at_its_deadline() -> Result<()> {
         balancer.signal(Signal::TERM)?;
         wait_cut(&session).await?;
         let lasted = begun.elapsed();
-        assert!((Duration::from_millis(1900)..Duration::from_secs(8)).contains(&lasted), "cut after {lasted:?}");
+        assert!(
+            (Duration::from_millis(1900)..Duration::from_secs(8)).contains(&lasted),
+            "cut after {lasted:?}"
+        );
         assert_eq!(balancer.ended(SOON).await?, 0);
         let line = balancer.wait_log("session ended").await?;
         assert!(line.contains("reason=\"drain") && line.contains("user=\"postgres\""), "{line}");
@@ -183,7 +190,9 @@ fn what_keeps_it_from_starting_is_said() -> Result<()> {
         assert!(said.contains("primray") && said.contains("thirty"), "both errors at once: {said}");
         assert!(said.contains("pointsman.toml:"), "with their places: {said}");
 
-        let (code, said) = refused(&text.replace("endpoints =", "password_file = \"none\", username = \"u\", endpoints =")).await?;
+        let (code, said) =
+            refused(&text.replace("endpoints =", "password_file = \"none\", username = \"u\", endpoints ="))
+                .await?;
         assert_eq!(code, 78, "{said}");
         assert!(said.contains("none") && said.contains("No such file"), "{said}");
 
@@ -252,7 +261,9 @@ fn the_service_manager_hears_of_it() -> Result<()> {
 fn json_lines_are_json_and_sessions_have_their_facts() -> Result<()> {
     beside_others(async |cluster| {
         let mut balancer = Balancer::new(&cluster.site).await?;
-        let text = balancer.configuration(cluster).replace("level = \"info\"", "level = \"debug\"\nformat = \"json\"");
+        let text = balancer
+            .configuration(cluster)
+            .replace("level = \"info\"", "level = \"debug\"\nformat = \"json\"");
         balancer.write(&text)?;
         balancer.start(&cluster.site)?;
         balancer.wait_ready().await?;
@@ -296,7 +307,10 @@ fn secrets_are_told_to_nobody() -> Result<()> {
         let mut balancer = Balancer::new(&cluster.site).await?;
         std::fs::write(balancer.directory().join("password"), "hush-hush-42\n")?;
         let rest = "[clusters.main]\nrest = { user = \"reader\", password_file = \"password\" }\n";
-        let text = balancer.configuration(cluster).replace("[clusters.main]\n", rest).replace("\"info\"", "\"trace\"");
+        let text = balancer
+            .configuration(cluster)
+            .replace("[clusters.main]\n", rest)
+            .replace("\"info\"", "\"trace\"");
         balancer.write(&text)?;
         balancer.start(&cluster.site)?;
         balancer.wait_ready().await?;
@@ -347,7 +361,8 @@ fn more_clients_than_descriptors_do_no_lasting_harm() -> Result<()> {
         balancer.wait_log("cannot accept a connection").await?;
         balancer.check_running()?;
         drop(crowd);
-        wait::until("a session to be served again", SOON, async || sql::who(balancer.primary(), SOON).await).await?;
+        wait::until("a session to be served again", SOON, async || sql::who(balancer.primary(), SOON).await)
+            .await?;
         balancer.wait_ready().await?;
         let complaints = balancer.log()?.lines().filter(|line| line.contains("cannot accept")).count();
         assert!(complaints < 20, "{complaints} lines about the same thing");
@@ -364,9 +379,8 @@ fn a_thousand_idle_connections_leave_nothing_behind() -> Result<()> {
         sql::who(balancer.primary(), SOON).await?;
         sql::who(balancer.replicas(), SOON).await?;
         balancer.wait_status("/process/sessions", &json!(0)).await?;
-        let threads = || -> Result<usize> {
-            Ok(std::fs::read_dir(format!("/proc/{}/task", balancer.pid()?))?.count())
-        };
+        let threads =
+            || -> Result<usize> { Ok(std::fs::read_dir(format!("/proc/{}/task", balancer.pid()?))?.count()) };
         let (descriptors, threads_before) = (balancer.descriptors()?, threads()?);
         for _ in 0..2 {
             let mut silent = Vec::new();

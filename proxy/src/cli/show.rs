@@ -52,6 +52,8 @@ pub(super) fn status(answer: &Value) -> String {
     if process.pointer("/reload/ok") == Some(&Value::Bool(false)) {
         let why = clean(text(process, "/reload/text"));
         let _ = writeln!(out, "the last reload failed and the old configuration stays: {why}");
+    } else if !text(process, "/reload/text").is_empty() {
+        let _ = writeln!(out, "the last reload was not complete: {}", clean(text(process, "/reload/text")));
     }
     for cluster in list(answer, "/clusters") {
         out.push('\n');
