@@ -262,7 +262,9 @@ function listeners(list, t) {
 }
 
 function alarms(status, p) {
-  const failed = p.reload && !p.reload.ok ? [h('li', {class: 'down'}, `The last reload failed and the old configuration stays: ${p.reload.text}`)] : [];
+  const failed = !p.reload || !p.reload.text ? [] : [p.reload.ok
+    ? h('li', {}, `The last reload was not complete: ${p.reload.text}`)
+    : h('li', {class: 'down'}, `The last reload failed and the old configuration stays: ${p.reload.text}`)];
   const list = [
     ...failed, ...status.alarms.map((a) => h('li', {class: 'down'}, a)),
     ...status.complaints.map((c) => h('li', {}, 'Not understood in the store: ', h('code', {}, c.key), ` – ${c.problem}`)),

@@ -118,7 +118,8 @@ fn targets(level: LogLevel) -> Targets {
         LogLevel::Debug => (LevelFilter::DEBUG, LevelFilter::INFO),
         LogLevel::Trace => (LevelFilter::TRACE, LevelFilter::TRACE),
     };
-    Targets::new().with_default(theirs).with_target("pointsman", ours)
+    // `session`: the lines of finished sessions.
+    Targets::new().with_default(theirs).with_target("pointsman", ours).with_target("session", ours)
 }
 
 /// Whether standard error is the journal: systemd tells its device and inode in `JOURNAL_STREAM`.
@@ -316,6 +317,14 @@ mod tests {
             tracing::info!(target: "hyper", "a library's detail");
         });
         assert!(text.contains("after") && !text.contains("before") && !text.contains("library"), "{text:?}");
+    }
+
+    #[test]
+    fn sessions_are_logged_at_the_usual_level() {
+        let text = logged(LogFormat::Text, LogLevel::Info, false, |_| {
+            tracing::info!(target: "session", id = 7, "session ended");
+        });
+        assert!(text.contains("session ended"), "{text:?}");
     }
 
     #[test]

@@ -1,15 +1,18 @@
 //! SIGHUP: the configuration is read again. What can change while the process runs changes; what cannot is
 //! said; a file with errors changes nothing.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use pointsman_config::{Config, ListenerName};
+use anyhow::Context as _;
+use pointsman_config::Config;
 use tokio::time::Instant;
 
 use crate::cluster::Cluster;
-use crate::listener::Listener;
+use crate::life;
+use crate::listener::{Listener, Sockets};
 use crate::logging::Logging;
-use crate::run::Process;
+use crate::run::{Process, say_listening};
 use crate::unbuilt::unbuilt;
 
 impl Process {
@@ -17,8 +20,13 @@ impl Process {
     pub(crate) async fn reload(&mut self, logging: &Logging) {
         let result = match self.read() {
             Ok(config) => {
-                logging.set_level(config.log.level);
-                Ok(self.take_over(config).await)
+                let (level, warnings) = (config.log.level, config.warnings.clone());
+                let result = self.take_over(config).await;
+                if result.is_ok() {
+                    logging.set_level(level);
+                    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+                }
+                result
             }
             Err(errors) => Err(errors),
         };
@@ -36,31 +44,45 @@ impl Process {
         if missing.is_empty() { Ok(config) } else { Err(missing.join("\n")) }
     }
 
-    /// Returns what could not be taken over, in sentences.
-    async fn take_over(&mut self, new: Config) -> String {
+    /// Returns what could not be taken over, in sentences; or why nothing was.
+    async fn take_over(&mut self, new: Config) -> Result<String, String> {
+        // The one thing that may fail comes first: then all or nothing is taken over.
+        let mut sockets = self.bind_addresses(&new)?;
+        let descriptors = life::raise_descriptors(&self.config);
         let mut left = self.needs_restart(&new);
         self.config.log.level = new.log.level;
         self.config.log.sessions = new.log.sessions;
-        self.config.shutdown = new.shutdown;
-        let old_listeners = std::mem::replace(&mut self.config.listeners, new.listeners.clone());
+        self.config.shutdown = new.shutdown.clone();
+        self.config.listeners.clone_from(&new.listeners);
         self.take_over_clusters(&new).await;
-        for listener in &old_listeners {
-            let stays = new.listeners.iter().find(|other| other.name == listener.name);
-            if stays.is_none_or(|other| other.cluster != listener.cluster) {
-                self.retire(&listener.name);
-            }
-        }
+        self.retire_listeners(&new).await;
         for listener in &new.listeners {
-            if let Err(error) = self.take_over_listener(listener).await {
+            if let Err(error) = self.take_over_listener(listener, &mut sockets).await {
                 left.push(format!("listener {}: {error:#}", listener.name));
             }
         }
+        self.listeners.sort_by(&new.listeners.iter().map(|listener| &listener.name).collect::<Vec<_>>());
         self.config.clusters = new.clusters;
-        let clusters = self.config.clusters.iter().map(|cluster| cluster.name.clone());
-        let kept: Vec<_> = clusters.collect();
-        self.clusters.retain(|name, _| kept.contains(name));
         self.show();
-        left.join("; ")
+        let needed = life::raise_descriptors(&self.config);
+        if needed != descriptors {
+            needed.warning().inspect(|warning| tracing::warn!("{warning}"));
+        }
+        Ok(left.join("; "))
+    }
+
+    /// The sockets of every address of `new`: our own, and new ones. Says all that cannot be had.
+    fn bind_addresses(&self, new: &Config) -> Result<Sockets, String> {
+        let mut sockets = Sockets::default();
+        let shared = self.listeners.iter().map(|listener| listener.share_sockets(&mut sockets));
+        let mut errors: Vec<_> = shared.filter_map(Result::err).map(|error| error.to_string()).collect();
+        for listener in &new.listeners {
+            let bound = listener.bind.iter().map(|address| sockets.bind(*address));
+            let failed = bound.filter_map(Result::err);
+            errors.extend(failed.map(|error| format!("listener {}: {error}", listener.name)));
+        }
+        sockets.retain(|address| new.listeners.iter().any(|listener| listener.bind.contains(address)));
+        if errors.is_empty() { Ok(sockets) } else { Err(errors.join("\n")) }
     }
 
     /// Starts new clusters and reconfigures the ones that stay. Listeners that are about to be retired keep
@@ -87,56 +109,61 @@ impl Process {
         }
     }
 
-    /// A listener that is no longer wanted: closed now, its sessions have the time of a drain to finish.
-    fn retire(&mut self, name: &ListenerName) {
-        let Some(listener) = self.listeners.remove(name) else { return };
+    /// Listeners and clusters that are no longer wanted: closed now, their sessions have the time of a drain to
+    /// finish. Until then their cluster is watched, so that a change of leader still cuts them.
+    async fn retire_listeners(&mut self, new: &Config) {
+        self.retired.retain(|listener| listener.tasks() > 0);
+        while self.drains.try_join_next().is_some() {}
+        let mut gone = BTreeMap::new();
+        for name in self.clusters.keys().cloned().collect::<Vec<_>>() {
+            if !new.clusters.iter().any(|cluster| cluster.name == name)
+                && let Some(cluster) = self.clusters.remove(&name)
+            {
+                gone.insert(name, Arc::new(cluster));
+            }
+        }
+        let stays = |old: &pointsman_config::Listener| {
+            new.listeners.iter().any(|listener| listener.name == old.name && listener.cluster == old.cluster)
+        };
+        let settings: Vec<_> = self.listeners.iter().map(Listener::settings).collect();
+        for old in settings.iter().map(|settings| &settings.listener).filter(|old| !stays(old)) {
+            if let Some(listener) = self.listeners.remove(&old.name) {
+                self.retire(listener, gone.get(&old.cluster).cloned()).await;
+            }
+        }
+    }
+
+    async fn retire(&mut self, listener: Listener, cluster: Option<Arc<Cluster>>) {
         let deadline = Instant::now() + self.config.shutdown.drain;
-        tracing::info!(listener = %name, "the listener is taken away; its sessions may finish");
-        self.retired.spawn(async move {
+        tracing::info!(listener = %listener.name(), "the listener is taken away; its sessions may finish");
+        listener.close().await;
+        let listener = Arc::new(listener);
+        self.retired.push(Arc::clone(&listener));
+        self.drains.spawn(async move {
             let cut = listener.drain(deadline).await;
             tracing::info!(listener = %listener.name(), cut, "the listener is gone");
+            drop(cluster);
         });
     }
 
-    async fn take_over_listener(&mut self, new: &pointsman_config::Listener) -> anyhow::Result<()> {
-        let running = self.listeners.iter().find(|listener| *listener.name() == new.name);
-        let Some(running) = running else {
-            let listener = self.bind(new, Arc::default())?;
+    async fn take_over_listener(
+        &mut self,
+        new: &pointsman_config::Listener,
+        sockets: &mut Sockets,
+    ) -> anyhow::Result<()> {
+        let cluster = self.clusters.get(&new.cluster).context("a listener without a cluster")?;
+        let settings = self.settings(new, cluster);
+        let Some(running) = self.listeners.get_mut(&new.name) else {
+            let listener = self.bind(new, sockets)?;
             return self.start_listener(listener);
         };
         if running.settings().listener.bind == new.bind {
-            if let Some(cluster) = self.clusters.get(&new.cluster) {
-                running.reconfigure(self.settings(new, cluster));
-            }
-            return Ok(());
+            running.reconfigure(settings);
+        } else {
+            running.relocate(settings, sockets).await?;
+            say_listening(running);
         }
-        self.rebind(new).await
-    }
-
-    /// The listener moves to other addresses. Sessions of the old ones go on under the same name.
-    async fn rebind(&mut self, new: &pointsman_config::Listener) -> anyhow::Result<()> {
-        let Some(old) = self.listeners.remove(&new.name) else { return Ok(()) };
-        let stats = Arc::clone(old.stats());
-        let before = old.settings().listener.clone();
-        let shared = before.bind.iter().any(|address| new.bind.contains(address));
-        if shared {
-            old.close().await;
-        }
-        match self.bind(new, Arc::clone(&stats)) {
-            Ok(listener) => {
-                drop(old);
-                self.start_listener(listener)
-            }
-            Err(error) if shared => {
-                let again: Listener = self.bind(&before, stats)?;
-                self.start_listener(again)?;
-                Err(error.context("it stays at its old addresses"))
-            }
-            Err(error) => {
-                self.listeners.add(old);
-                Err(error.context("it stays at its old addresses"))
-            }
-        }
+        Ok(())
     }
 
     /// What a reload cannot change, in sentences.

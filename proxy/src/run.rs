@@ -23,10 +23,9 @@ use crate::admin::Admin;
 use crate::clock::Clock;
 use crate::cluster::Cluster;
 use crate::life::{self, Signal, Signals};
-use crate::listener::{Context, Listener, Listeners, Settings};
+use crate::listener::{Context, Listener, Listeners, Settings, Sockets};
 use crate::logging::Logging;
 use crate::state::{App, Life, ListenerHandle, Parts};
-use crate::stats::ListenerStats;
 
 /// How often the status line of the service manager is refreshed.
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
@@ -81,9 +80,11 @@ async fn keep_house(app: Arc<App>) -> Infallible {
     }
 }
 
-/// `3 sessions; main: primary pg1`.
+/// `ready; 3 sessions; main: pg1 confirmed`.
 fn status_line(app: &App) -> String {
-    let mut line = format!("{}; {} sessions", app.life().as_str(), app.sessions.len());
+    let sessions = app.sessions.len();
+    let plural = if sessions == 1 { "" } else { "s" };
+    let mut line = format!("{}; {sessions} session{plural}", app.life().as_str());
     for cluster in &app.parts.load().clusters {
         let Some(described) = cluster.status() else { continue };
         let primary = &described.status.primary;
@@ -93,6 +94,12 @@ fn status_line(app: &App) -> String {
     line
 }
 
+pub(crate) fn say_listening(listener: &Listener) {
+    for address in listener.addresses() {
+        tracing::info!(listener = %listener.name(), %address, "listening");
+    }
+}
+
 /// The running parts of a process.
 pub(crate) struct Process {
     pub(crate) file: PathBuf,
@@ -100,8 +107,10 @@ pub(crate) struct Process {
     pub(crate) app: Arc<App>,
     pub(crate) clusters: BTreeMap<ClusterName, Cluster>,
     pub(crate) listeners: Listeners,
-    /// Drains of listeners that a reload took away.
-    pub(crate) retired: JoinSet<()>,
+    /// Listeners that a reload took away, for as long as they have sessions.
+    pub(crate) retired: Vec<Arc<Listener>>,
+    /// Their drains.
+    pub(crate) drains: JoinSet<()>,
     clock: Clock,
 }
 
@@ -113,7 +122,8 @@ impl Process {
             app,
             clusters: BTreeMap::new(),
             listeners: Listeners::default(),
-            retired: JoinSet::new(),
+            retired: Vec::new(),
+            drains: JoinSet::new(),
             clock: Clock::start(),
         };
         for cluster in process.config.clusters.clone() {
@@ -122,7 +132,7 @@ impl Process {
         let listeners = process.config.listeners.clone();
         let bound: Vec<Listener> = listeners
             .iter()
-            .map(|listener| process.bind(listener, Arc::default()))
+            .map(|listener| process.bind(listener, &mut Sockets::default()))
             .collect::<Result<_, _>>()?;
         for listener in bound {
             process.start_listener(listener)?;
@@ -137,21 +147,21 @@ impl Process {
         self.clusters.insert(name, cluster);
     }
 
-    /// Binds a listener's addresses. Its cluster runs.
+    /// Binds a listener's addresses, as far as their sockets are not there yet. Its cluster runs.
     pub(crate) fn bind(
         &self,
         listener: &pointsman_config::Listener,
-        stats: Arc<ListenerStats>,
+        sockets: &mut Sockets,
     ) -> anyhow::Result<Listener> {
         let cluster = self.clusters.get(&listener.cluster).context("a listener without a cluster")?;
         let settings = self.settings(listener, cluster);
         let context = Context {
             routes: Arc::clone(cluster.routes()),
             sessions: Arc::clone(&self.app.sessions),
-            stats,
+            stats: Arc::default(),
             reports: cluster.reports().clone(),
         };
-        Ok(Listener::bind(settings, context)?)
+        Ok(Listener::bind(settings, context, sockets)?)
     }
 
     pub(crate) fn settings(&self, listener: &pointsman_config::Listener, cluster: &Cluster) -> Settings {
@@ -164,9 +174,7 @@ impl Process {
 
     pub(crate) fn start_listener(&mut self, mut listener: Listener) -> anyhow::Result<()> {
         listener.start()?;
-        for address in listener.addresses() {
-            tracing::info!(listener = %listener.name(), %address, "listening");
-        }
+        say_listening(&listener);
         self.listeners.add(listener);
         Ok(())
     }
@@ -202,8 +210,16 @@ impl Process {
     /// Stops accepting, waits for sessions, cuts the rest.
     async fn stop(&mut self, patience: Duration) {
         self.app.set_life(Life::Draining);
-        self.retired.abort_all();
-        let cut = self.listeners.drain(Instant::now() + patience).await;
+        let deadline = Instant::now() + patience;
+        let retired = async {
+            let mut cut = 0;
+            for listener in &self.retired {
+                cut += listener.drain(deadline).await;
+            }
+            cut
+        };
+        let (cut, of_retired) = tokio::join!(self.listeners.drain(deadline), retired);
+        let cut = cut + of_retired;
         self.show();
         if cut > 0 {
             tracing::info!(sessions = cut, "cut at the end of the drain");

@@ -254,7 +254,7 @@ fn sessions_are_killed() {
     assert_eq!(output.status.code(), Some(1), "one of them is not there");
     assert_eq!(text(&output.stdout), "session 2 ends now\n");
     assert_eq!((killed(0), killed(1), killed(2)), (false, true, false));
-    assert_eq!(served.table(&["kill", "--member", "main/pg2"]), "3 sessions on main/pg2 end now\n");
+    assert_eq!(served.table(&["kill", "--member", "main/pg2"]), "3 sessions end now on main/pg2\n");
     assert!(killed(0) && killed(2));
     assert_eq!(served.ask(&["kill"]).status.code(), Some(2));
 }

@@ -9,6 +9,7 @@
 //! dropped: [`sql::Client`], [`Clients`], [`stopwatch::Traffic`], [`FakeNetwork`].
 
 pub mod addresses;
+pub mod balancer;
 pub mod clients;
 pub mod cluster;
 pub mod etcd;
@@ -18,6 +19,7 @@ pub mod member;
 pub mod network;
 pub mod pointsman;
 pub mod process;
+pub mod shared;
 pub mod site;
 pub mod sql;
 pub mod stopwatch;
@@ -25,6 +27,7 @@ pub mod tools;
 pub mod wait;
 
 pub use addresses::Addresses;
+pub use balancer::Balancer;
 pub use clients::Clients;
 pub use cluster::{Cluster, ClusterOptions};
 pub use haproxy::{HaProxy, HaProxyChecks};

@@ -60,7 +60,8 @@ fn kill_on(app: &App, cluster: &str, member: &str) -> Answer {
     });
     let count = of_member.map(|session| session.kill(CloseReason::Killed)).count();
     tracing::warn!(cluster, member, sessions = count, "an operator ended the sessions of a member");
-    done(format!("{count} sessions on {cluster}/{member} end now"), Some(count))
+    let sessions = if count == 1 { "session ends" } else { "sessions end" };
+    done(format!("{count} {sessions} now on {cluster}/{member}"), Some(count))
 }
 
 /// `POST /api/v1/sessions/ID/kill`.

@@ -40,17 +40,20 @@ pub(super) fn status(answer: &Value) -> String {
     let process = answer.get("process").unwrap_or(&Value::Null);
     let _ = writeln!(
         out,
-        "{}: {}, up {}, {} sessions, pointsman {} (pid {})",
+        "{}: {}, up {}, {} session{}, pointsman {} (pid {})",
         clean(text(process, "/node")),
         clean(text(process, "/life")),
         span(process, "/uptime_ms"),
         count(process, "/sessions"),
+        if number(process, "/sessions") == Some(1) { "" } else { "s" },
         clean(text(process, "/version")),
         count(process, "/pid"),
     );
     if process.pointer("/reload/ok") == Some(&Value::Bool(false)) {
         let why = clean(text(process, "/reload/text"));
         let _ = writeln!(out, "the last reload failed and the old configuration stays: {why}");
+    } else if !text(process, "/reload/text").is_empty() {
+        let _ = writeln!(out, "the last reload was not complete: {}", clean(text(process, "/reload/text")));
     }
     for cluster in list(answer, "/clusters") {
         out.push('\n');

@@ -23,13 +23,14 @@ mod session;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -49,7 +50,7 @@ use self::client::Client;
 use self::holds::Holds;
 pub use self::reports::Reports;
 use crate::routes::Routes;
-use crate::sessions::Sessions;
+use crate::sessions::{SessionId, Sessions};
 use crate::socket::{self, TcpOptions};
 use crate::stats::ListenerStats;
 
@@ -65,12 +66,12 @@ const CUT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why an address cannot be listened on.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address}: {}", explain(.source))]
+#[error("cannot listen on {address}: {}", explain(.error))]
 pub struct ListenError {
     /// The address.
     pub address: SocketAddr,
     /// What the kernel said.
-    pub source: io::Error,
+    pub error: io::Error,
 }
 
 fn explain(error: &io::Error) -> String {
@@ -81,6 +82,60 @@ fn explain(error: &io::Error) -> String {
         "permission denied; ports below 1024 need CAP_NET_BIND_SERVICE".to_owned()
     } else {
         error.to_string()
+    }
+}
+
+/// Listening sockets that are bound and have no listener yet, or change to another one. A socket that changes hands is
+/// never closed, so no client is refused meanwhile.
+#[derive(Debug, Default)]
+pub struct Sockets(BTreeMap<SocketAddr, std::net::TcpListener>);
+
+impl Sockets {
+    /// Binds an address, unless its socket is here.
+    pub fn bind(&mut self, address: SocketAddr) -> Result<(), ListenError> {
+        if !self.0.contains_key(&address) {
+            self.0.insert(address, listen(address)?);
+        }
+        Ok(())
+    }
+
+    /// Closes every socket that nobody wants.
+    pub fn retain(&mut self, wanted: impl Fn(&SocketAddr) -> bool) {
+        self.0.retain(|address, _| wanted(address));
+    }
+
+    fn take(&mut self, address: SocketAddr) -> Result<std::net::TcpListener, ListenError> {
+        self.0.remove(&address).map_or_else(|| listen(address), Ok)
+    }
+}
+
+fn listen(address: SocketAddr) -> Result<std::net::TcpListener, ListenError> {
+    socket::listen(address).map_err(|error| ListenError { address, error })
+}
+
+/// The sockets of a listener, twice: one to accept from, one to hand on, closed with [`Listener::stop_accepting`].
+#[derive(Debug)]
+struct Bound {
+    addresses: Vec<SocketAddr>,
+    to_start: Vec<std::net::TcpListener>,
+    to_share: Mutex<Vec<std::net::TcpListener>>,
+}
+
+impl Bound {
+    fn new(wanted: &[SocketAddr], sockets: &mut Sockets) -> Result<Self, ListenError> {
+        let (mut addresses, mut to_start, mut to_share) = (Vec::new(), Vec::new(), Vec::new());
+        for &address in wanted {
+            let failed = |error| ListenError { address, error };
+            let socket = sockets.take(address)?;
+            addresses.push(socket.local_addr().map_err(failed)?);
+            to_share.push(socket.try_clone().map_err(failed)?);
+            to_start.push(socket);
+        }
+        Ok(Self { addresses, to_start, to_share: Mutex::new(to_share) })
+    }
+
+    fn share(&self) -> std::sync::MutexGuard<'_, Vec<std::net::TcpListener>> {
+        self.to_share.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -128,6 +183,8 @@ pub(crate) struct Shared {
     sources: Arc<Sources>,
     reached: cancel::Reached,
     refusals: Arc<Semaphore>,
+    /// The number of the newest session.
+    newest: AtomicU64,
     /// Choices of a member that were made, and a secret to draw lots with.
     choices: AtomicU64,
     lots: RandomState,
@@ -167,8 +224,7 @@ fn policy(balance: Balance) -> Policy {
 #[derive(Debug)]
 pub struct Listener {
     shared: Arc<Shared>,
-    addresses: Vec<SocketAddr>,
-    bound: Vec<std::net::TcpListener>,
+    bound: Bound,
     accepting: CancellationToken,
     /// The accept loops; each owns its listening socket.
     acceptors: TaskTracker,
@@ -177,15 +233,9 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Binds all addresses, without accepting yet.
-    pub fn bind(settings: Settings, context: Context) -> Result<Self, ListenError> {
-        let mut bound = Vec::new();
-        let mut addresses = Vec::new();
-        for &address in &settings.listener.bind {
-            let socket = socket::listen(address).map_err(|source| ListenError { address, source })?;
-            addresses.push(socket.local_addr().map_err(|source| ListenError { address, source })?);
-            bound.push(socket);
-        }
+    /// Takes its addresses from `sockets`, and binds those that are not there; without accepting yet.
+    pub fn bind(settings: Settings, context: Context, sockets: &mut Sockets) -> Result<Self, ListenError> {
+        let bound = Bound::new(&settings.listener.bind, sockets)?;
         let name = settings.listener.name.clone();
         let shared = Shared {
             holds: Holds::new(name.clone(), Arc::clone(&context.routes), settings.hold_limits()),
@@ -199,6 +249,7 @@ impl Listener {
             sources: Arc::default(),
             reached: cancel::Reached::default(),
             refusals: Arc::new(Semaphore::new(MAX_REFUSALS)),
+            newest: AtomicU64::new(0),
             choices: AtomicU64::new(0),
             lots: RandomState::new(),
             draining: CancellationToken::new(),
@@ -206,7 +257,6 @@ impl Listener {
         };
         Ok(Self {
             shared: Arc::new(shared),
-            addresses,
             bound,
             accepting: CancellationToken::new(),
             acceptors: TaskTracker::new(),
@@ -216,9 +266,9 @@ impl Listener {
 
     /// Begins to accept. Within a tokio runtime; a second call does nothing.
     pub fn start(&mut self) -> Result<(), ListenError> {
-        let bound = std::mem::take(&mut self.bound);
-        for (socket, &address) in bound.into_iter().zip(&self.addresses) {
-            let socket = TcpListener::from_std(socket).map_err(|source| ListenError { address, source })?;
+        let to_start = std::mem::take(&mut self.bound.to_start);
+        for (socket, &address) in to_start.into_iter().zip(&self.bound.addresses) {
+            let socket = TcpListener::from_std(socket).map_err(|error| ListenError { address, error })?;
             let (shared, accepting) = (Arc::clone(&self.shared), self.accepting.clone());
             self.acceptors.spawn(async move {
                 accepting.run_until_cancelled_owned(accept(&shared, socket, address)).await;
@@ -230,6 +280,26 @@ impl Listener {
                 keeping.run_until_cancelled_owned(shared.holds.keep()).await;
             });
             self.shared.tracker.close(); // `wait` may end once no task is left; spawning goes on
+        }
+        Ok(())
+    }
+
+    /// Changes to other addresses, and takes `settings` over. Sessions go on, held ones too.
+    pub async fn relocate(&mut self, settings: Settings, sockets: &mut Sockets) -> Result<(), ListenError> {
+        let bound = Bound::new(&settings.listener.bind, sockets)?;
+        self.close().await;
+        self.bound = bound;
+        self.accepting = CancellationToken::new();
+        self.acceptors = TaskTracker::new();
+        self.reconfigure(settings);
+        self.start()
+    }
+
+    /// Adds its listening sockets to `sockets`, for whoever takes its addresses over.
+    pub fn share_sockets(&self, sockets: &mut Sockets) -> Result<(), ListenError> {
+        for (socket, &address) in self.bound.share().iter().zip(&self.bound.addresses) {
+            let socket = socket.try_clone().map_err(|error| ListenError { address, error })?;
+            sockets.0.insert(address, socket);
         }
         Ok(())
     }
@@ -246,7 +316,7 @@ impl Listener {
 
     /// The addresses that it is bound to: with the port that the kernel chose, where 0 was asked for.
     pub fn addresses(&self) -> &[SocketAddr] {
-        &self.addresses
+        &self.bound.addresses
     }
 
     /// The settings in force.
@@ -263,7 +333,7 @@ impl Listener {
 
     /// Whether it accepts: started, and not stopped.
     pub fn is_accepting(&self) -> bool {
-        self.bound.is_empty() && !self.accepting.is_cancelled()
+        self.bound.to_start.is_empty() && !self.accepting.is_cancelled()
     }
 
     /// Tasks that run for it now: accept loops, the keeper of the hold queue, sessions, refusals.
@@ -273,6 +343,7 @@ impl Listener {
 
     /// Has the listening sockets closed. Sessions go on.
     pub fn stop_accepting(&self) {
+        self.bound.share().clear();
         self.accepting.cancel();
     }
 
@@ -306,10 +377,13 @@ impl Listener {
 
     /// Asks every session to end, and returns how many were asked.
     pub fn cut(&self, reason: &CloseReason) -> usize {
-        let ours =
-            self.shared.sessions.list().into_iter().filter(|session| {
-                session.listener == self.shared.name && session.cluster == self.shared.cluster
-            });
+        // A listener of the same name may have come after this one.
+        let newest = SessionId(self.shared.newest.load(Ordering::Relaxed));
+        let ours = self.shared.sessions.list().into_iter().filter(|session| {
+            session.listener == self.shared.name
+                && session.cluster == self.shared.cluster
+                && session.id <= newest
+        });
         ours.map(|session| session.kill(reason.clone())).count()
     }
 }
@@ -334,6 +408,16 @@ impl Listeners {
     pub fn remove(&mut self, name: &ListenerName) -> Option<Listener> {
         let index = self.0.iter().position(|listener| listener.name() == name)?;
         Some(self.0.remove(index))
+    }
+
+    /// The one of this name.
+    pub fn get_mut(&mut self, name: &ListenerName) -> Option<&mut Listener> {
+        self.0.iter_mut().find(|listener| listener.name() == name)
+    }
+
+    /// Brings them into the order of `names`.
+    pub fn sort_by(&mut self, names: &[&ListenerName]) {
+        self.0.sort_by_key(|listener| names.iter().position(|name| *name == listener.name()));
     }
 
     /// All of them.
@@ -397,6 +481,7 @@ fn accepted(shared: &Arc<Shared>, stream: TcpStream, client: SocketAddr) {
         Ok(admitted) => {
             let (cluster, name) = (shared.cluster.clone(), shared.name.clone());
             let session = shared.sessions.enter(cluster, name, client, local);
+            shared.newest.fetch_max(session.id.0, Ordering::Relaxed);
             let shared_with = Arc::clone(shared);
             shared
                 .tracker

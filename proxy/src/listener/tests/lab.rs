@@ -17,7 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
-use crate::listener::{Context, Listener, Reports, Settings};
+use crate::listener::{Context, Listener, Reports, Settings, Sockets};
 use crate::routes::Routes;
 use crate::sessions::Sessions;
 use crate::stats::ListenerStats;
@@ -55,7 +55,7 @@ impl Lab {
             stats: stats.clone(),
             reports: Reports::new(sender),
         };
-        let mut listener = Listener::bind(settings, context).unwrap();
+        let mut listener = Listener::bind(settings, context, &mut Sockets::default()).unwrap();
         listener.start().unwrap();
         Self { listener, routes, sessions, stats, events, generation: 0 }
     }

@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::lab::*;
-use crate::listener::{Context, Listener, Listeners, Reports};
+use crate::listener::{Context, Listener, Listeners, Reports, Sockets};
 use crate::sessions::Session;
 
 /// Writes zeros until the flag is up, then ones, until the connection ends.
@@ -262,7 +262,7 @@ async fn an_address_in_use_is_named() {
         stats: lab.stats.clone(),
         reports: Reports::new(tokio::sync::mpsc::channel(1).0),
     };
-    let error = Listener::bind(same, context).unwrap_err().to_string();
+    let error = Listener::bind(same, context, &mut Sockets::default()).unwrap_err().to_string();
     let expected = format!("cannot listen on {}: address already in use", lab.address());
     assert!(error.starts_with(&expected), "{error}");
 }
