@@ -36,6 +36,7 @@ async fn nonsense_in_the_store_is_shown_and_harms_nobody() -> Result<()> {
             .await
             .with_context(|| format!("{key} = {value:.40}"))?;
     }
+    switchovers_that_do_not_come(&cluster, &pointsman).await?;
     watchers.finish(&pointsman).await?.check_role(true)?;
 
     // These put Patroni itself out: its replicas may cease to stream for a moment, and reads fall back to the primary.
@@ -165,6 +166,26 @@ async fn patronis_own_key(cluster: &Cluster, pointsman: &Pointsman, key: &str, v
     cleared(pointsman, key).await?;
     let lines = said(&pointsman.log()?);
     ensure!(lines == 1, "{lines} lines about one value");
+    Ok(())
+}
+
+/// New write sessions wait for a switchover only when one is under way.
+async fn switchovers_that_do_not_come(cluster: &Cluster, pointsman: &Pointsman) -> Result<()> {
+    let leader = cluster.leader().await?;
+    let candidate = cluster.a_replica().await?;
+    for announcement in [
+        json!({ "leader": leader, "member": candidate, "scheduled_at": "2099-01-01T00:00:00+00:00" }),
+        json!({ "leader": "somebody", "member": candidate }),
+        // Patroni refuses it and clears it.
+        json!({ "leader": leader, "member": "nobody" }),
+    ] {
+        cluster.put_key("failover", &announcement.to_string()).await?;
+        for _ in 0..20 {
+            let reached = sql::who(pointsman.primary(), SLOW).await;
+            reached.with_context(|| format!("while {announcement} is announced"))?;
+        }
+        cluster.etcd.delete("/service/main/failover").await?;
+    }
     Ok(())
 }
 

@@ -7,10 +7,11 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use hyper::Method;
 use pointsman_tests::clients::Served;
 use pointsman_tests::pointsman::configuration;
 use pointsman_tests::sql::Client;
-use pointsman_tests::{Clients, Cluster, ClusterOptions, MemberOptions, Pointsman, sql, wait};
+use pointsman_tests::{Clients, Cluster, ClusterOptions, MemberOptions, Pointsman, http, sql, wait};
 use rustix::process::Signal;
 use serde_json::json;
 use tokio::process::Command;
@@ -26,7 +27,7 @@ const EVERY: Duration = Duration::from_millis(50);
 /// What may pass between a change in the store and the moment at which we look: the machine is busy.
 const NOTICE: Duration = Duration::from_millis(200);
 /// The longest that a read may take while there is no primary.
-const READ_PATIENCE: Duration = Duration::from_secs(50);
+const READ_PATIENCE: Duration = Duration::from_secs(5);
 /// How many times a query is cancelled.
 const CANCELS: usize = 20;
 
@@ -339,10 +340,35 @@ async fn failures_of_the_primary_cost_time_and_nothing_else() -> Result<()> {
     let mut cluster = Cluster::start(&ClusterOptions::default()).await?;
     let pointsman = Pointsman::start(&cluster, 0).await?;
     both_replicas_serve(&pointsman).await?;
+    a_restart_in_place(&cluster, &pointsman).await?;
     a_crash_in_place(&cluster, &pointsman).await?;
     the_primary_dies(&mut cluster, &pointsman).await?;
     the_primary_hangs_and_comes_back(&cluster, &pointsman).await?;
     patroni_dies_alone(&mut cluster, &pointsman).await
+}
+
+/// `patronictl restart` of the primary: it stays the leader.
+async fn a_restart_in_place(cluster: &Cluster, pointsman: &Pointsman) -> Result<()> {
+    let name = cluster.leader().await?;
+    let writes = Clients::start(pointsman.primary(), EVERY);
+    let reads = Clients::start(pointsman.replicas(), EVERY);
+    writes.wait_served(5, SOON).await?;
+    let broken = Instant::now();
+    let answer = http::send_slow(cluster.member(&name)?.rest(), Method::POST, "/restart", &json!({})).await?;
+    assert_eq!(answer.status, 200, "restart: {}", answer.body);
+    writes.wait_served(20, FAILOVER).await?;
+    let (writes, reads) = (writes.finish().await, reads.finish().await);
+    // A smart shutdown lets no session finish that has just begun: at most one is between its start and its end.
+    let lost = writes.0.iter().filter(|one| one.outcome.is_err()).count();
+    ensure!(lost <= 1, "{lost} writes failed: {:?}", writes.check_none_failed(Some(broken)));
+    writes.check_role(false)?;
+    say(&format!(
+        "restart in place: the slowest write took {:?}, the slowest read {:?}",
+        writes.slowest(),
+        reads.slowest()
+    ))?;
+    reads.check_none_failed(None)?;
+    cluster.wait_ready().await
 }
 
 /// kill -9 of the postmaster; Patroni starts it again, in place.
@@ -492,6 +518,12 @@ target = "primary"
 hold = "1s"
 
 [[listeners]]
+name = "crowded"
+bind = "{address}:5005"
+target = "primary"
+max_held = 1
+
+[[listeners]]
 name = "replicas-only"
 bind = "{address}:5004"
 target = "replicas"
@@ -527,7 +559,8 @@ hold = "1s"
     reads.wait_served(20, SOON).await?;
     reads.finish().await.check_none_failed(Some(broken)).context("reads while there was no replica")?;
 
-    nobody_is_left(&mut cluster, SocketAddr::from((address, 5003))).await
+    nobody_is_left(&mut cluster, SocketAddr::from((address, 5003))).await?;
+    one_is_held_and_no_more(&cluster, &pointsman, SocketAddr::from((address, 5005))).await
 }
 
 async fn a_lagging_replica_is_left_alone(
@@ -584,6 +617,32 @@ async fn nobody_is_left(cluster: &mut Cluster, impatient: SocketAddr) -> Result<
     ensure!(took > Duration::from_secs(1) && took < Duration::from_secs(6), "it took {took:?}");
     ensure!(expired.contains("FATAL") && expired.contains("primary"), "{expired}");
     Ok(())
+}
+
+/// What the second of two sees where one may be held.
+async fn one_is_held_and_no_more(
+    cluster: &Cluster,
+    pointsman: &Pointsman,
+    crowded: SocketAddr,
+) -> Result<()> {
+    let mut first = JoinSet::new();
+    first.spawn(sql::who(crowded, FAILOVER));
+    wait::until("the first to be held", SOON, async || {
+        let held = held(pointsman).await?;
+        ensure!(held == 1, "{held} are held");
+        Ok(())
+    })
+    .await?;
+    let refused = psql_error(cluster, crowded).await;
+    ensure!(refused.contains("FATAL") && refused.contains("too many"), "{refused}");
+    // One who goes away makes room.
+    first.shutdown().await;
+    wait::until("the first to be forgotten", SOON, async || {
+        let held = held(pointsman).await?;
+        ensure!(held == 0, "{held} are held");
+        Ok(())
+    })
+    .await
 }
 
 // ---- For a long look by hand -------------------------------------------------------------------------------------------
