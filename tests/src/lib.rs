@@ -10,6 +10,7 @@
 
 pub mod addresses;
 pub mod balancer;
+pub mod browser;
 pub mod cluster;
 pub mod etcd;
 pub mod haproxy;
