@@ -5,17 +5,19 @@
 //! while the leader changes. Everything lives in one [`Site`]: when it is dropped, or its process dies in any way, every
 //! process is ended and every file, shared memory segment and address goes with it.
 //!
-//! Tasks: this crate starts none that outlive the call that started them, save the connection of [`sql::Client`],
-//! which ends with it.
+//! Tasks: this crate starts none that outlive the call that started them, save those of values that end them when they are
+//! dropped: [`sql::Client`], [`Clients`], [`stopwatch::Traffic`], [`FakeNetwork`].
 
 pub mod addresses;
 pub mod balancer;
 pub mod browser;
+pub mod clients;
 pub mod cluster;
 pub mod etcd;
 pub mod haproxy;
 pub mod http;
 pub mod member;
+pub mod network;
 pub mod pointsman;
 pub mod process;
 pub mod shared;
@@ -27,8 +29,10 @@ pub mod wait;
 
 pub use addresses::Addresses;
 pub use balancer::Balancer;
+pub use clients::Clients;
 pub use cluster::{Cluster, ClusterOptions};
 pub use haproxy::{HaProxy, HaProxyChecks};
 pub use member::MemberOptions;
+pub use network::{FakeNetwork, Weather};
 pub use pointsman::Pointsman;
 pub use site::Site;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
+use serde_json::Value;
 use tokio::process::Command;
 use tokio::sync::OnceCell;
 
@@ -94,6 +95,16 @@ impl Pointsman {
     /// The process and its log.
     pub fn server(&self) -> &Server {
         &self.server
+    }
+
+    /// `/api/v1/status`.
+    pub async fn status(&self) -> Result<Value> {
+        http::get(self.admin(), "/api/v1/status").await?.json()
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> Result<String> {
+        Ok(std::fs::read_to_string(self.server.directory().join("log"))?)
     }
 
     /// An error, with the end of its log, when it has ended.

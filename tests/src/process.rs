@@ -1,8 +1,10 @@
 //! One server process: started in its own directory and process group, its output kept in a file.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fmt;
-use std::fs::File;
+use std::fs::{self, File};
+use std::net::SocketAddr;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -144,16 +146,45 @@ impl Server {
         status.code().or(status.signal()).context("ended in no known way")
     }
 
+    /// The other ends of its established IPv4 connections.
+    pub fn peers(&self) -> Result<Vec<SocketAddr>> {
+        let process =
+            PathBuf::from(format!("/proc/{}", self.pid().context("it has ended")?.as_raw_nonzero()));
+        let descriptors = fs::read_dir(process.join("fd"))?.flatten();
+        // A descriptor may be closed while we look.
+        let targets = descriptors.filter_map(|entry| fs::read_link(entry.path()).ok());
+        let sockets: HashSet<String> = targets.filter_map(|target| socket_inode(&target)).collect();
+        let table = fs::read_to_string(process.join("net/tcp"))?;
+        Ok(table.lines().filter_map(|line| established(line, &sockets)).collect())
+    }
+
     /// The end of what it printed, for error messages.
     pub fn tail(&self) -> String {
         tail(&self.log)
     }
 }
 
+fn socket_inode(target: &Path) -> Option<String> {
+    Some(target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned())
+}
+
+/// The remote address of a line of `/proc/PID/net/tcp` (see proc(5)), if it is one of `sockets`.
+fn established(line: &str, sockets: &HashSet<String>) -> Option<SocketAddr> {
+    let mut fields = line.split_whitespace().skip(2);
+    let (remote, state) = (fields.next()?, fields.next()?);
+    if state != "01" || !sockets.contains(fields.nth(5)?) {
+        return None;
+    }
+    let (address, port) = remote.split_once(':')?;
+    // In the byte order of the machine.
+    let address = u32::from_str_radix(address, 16).ok()?.to_ne_bytes();
+    Some(SocketAddr::from((address, u16::from_str_radix(port, 16).ok()?)))
+}
+
 /// The last lines of a file, below a line that names it.
 pub fn tail(log: &Path) -> String {
-    let text = std::fs::read(log)
-        .map_or_else(|error| error.to_string(), |b| String::from_utf8_lossy(&b).into_owned());
+    let text =
+        fs::read(log).map_or_else(|error| error.to_string(), |b| String::from_utf8_lossy(&b).into_owned());
     let lines: Vec<&str> = text.lines().collect();
     let from = lines.len().saturating_sub(TAIL_LINES);
     format!("--- the end of {}:\n{}", log.display(), lines.get(from..).unwrap_or_default().join("\n"))

@@ -25,18 +25,23 @@ use std::time::Duration;
 
 use pointsman_config::{ClusterName, ListenerName, Target};
 
-use crate::event::{Answer, DialOutcome, Effect, Event, Loudness, Note, Policy, StoreCondition, What};
-use crate::route::RouteTable;
+use crate::event::{
+    AdminMode, Answer, DialOutcome, Effect, Event, Loudness, Note, Policy, Status, StoreCondition, What,
+};
+use crate::route::{GrantRole, RevokeReason, RouteTable};
 use crate::time::{Moment, Now};
-use crate::view::{ClusterView, Complaint, MemberName, MemberView, Revision, SyncView};
+use crate::view::{ClusterSettings, ClusterView, Complaint, MemberName, MemberView, Revision, SyncView};
 
 use self::lag::Optimes;
 use self::member::{HealthChange, Member};
 use self::primary::{Announced, Owner};
+use self::replicas::Unrest;
 use self::terms::Terms;
 
 /// A store without any sign of life for so long is taken for lost, whatever its source says.
 const SILENCE: Duration = Duration::from_secs(15);
+/// The topology looks at the world this often at least.
+const AT_LEAST_EVERY: Duration = Duration::from_secs(3);
 /// A member whose key has been gone for so long is forgotten.
 const FORGET: Duration = Duration::from_secs(600);
 
@@ -72,11 +77,15 @@ pub struct Topology {
     /// The leader key names somebody whom we have never seen.
     unknown_leader: Option<MemberName>,
     announced: Option<Announced>,
-    leader_changed_at: Option<Moment>,
+    unrest: Option<Unrest>,
     last_sync: Option<(SyncView, Moment)>,
     optimes: Optimes,
     terms: Terms,
     table: Arc<RouteTable>,
+    /// Something has happened since the last weighing that the table may depend on.
+    touched: bool,
+    /// When everything is weighed again even if nothing happens.
+    weigh_at: Moment,
     dice: u64,
     effects: Vec<Effect>,
 }
@@ -94,11 +103,13 @@ impl Topology {
             owner: None,
             unknown_leader: None,
             announced: None,
-            leader_changed_at: None,
+            unrest: None,
             last_sync: None,
             optimes: Optimes::default(),
             terms: Terms::default(),
             table: Arc::new(RouteTable { generation: 0, routes: BTreeMap::new() }),
+            touched: true,
+            weigh_at: Moment::ZERO,
             dice: seed | 1,
             effects: Vec::new(),
         }
@@ -106,7 +117,7 @@ impl Topology {
 
     /// Takes in one event; returns what the shell has to do, in order.
     pub fn handle(&mut self, now: Now, event: Event) -> Vec<Effect> {
-        self.throw_dice();
+        self.touched |= matches!(event, Event::View(_) | Event::Admin { .. } | Event::Policy(_));
         match event {
             Event::View(view) => self.take_view(*view, now),
             Event::Store(condition) => self.take_condition(condition, now.mono),
@@ -130,23 +141,28 @@ impl Topology {
     /// When [`Topology::handle`] must be called at the latest.
     pub fn poll_timeout(&self, now: Now) -> Moment {
         let silence = self.store.last_alive.filter(|_| !self.store.lost()).map(|at| at + SILENCE);
-        let stale = self.owner.as_ref().and_then(Owner::last_confirmed).map(|at| {
-            let ttl = self.view.as_ref().map_or(30, |view| view.settings.ttl);
-            at.max(self.store.last_alive.unwrap_or(Moment::ZERO)) + Duration::from_secs(ttl.into())
-        });
-        let fresh = now.mono + primary::FRESH;
+        [self.question_timeout(now.mono), silence]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(self.weigh_at)
+            .min(self.weigh_at)
+    }
+
+    /// When the table may change next without any event.
+    fn by_itself(&self, now: Now) -> Option<Moment> {
+        let claims = || self.members.values().filter_map(Member::claim_ends);
+        let weighed = self.store.lost() || self.view.as_ref().is_some_and(|view| view.leader.is_none());
         [
-            self.question_timeout(now.mono),
             self.grace_timeout(now.mono),
-            self.announcement_timeout(now).filter(|at| *at > now.mono),
-            silence,
-            stale.filter(|at| *at > now.mono),
+            self.announcement_timeout(now),
+            self.stale_at().filter(|_| self.store.lost()),
+            weighed.then(|| claims().filter(|at| *at > now.mono).min()).flatten(),
         ]
         .into_iter()
         .flatten()
+        .filter(|at| *at > now.mono)
         .min()
-        .unwrap_or(fresh)
-        .min(fresh)
     }
 
     /// The table in force.
@@ -165,9 +181,16 @@ impl Topology {
         self.announcement(announcement.as_ref(), now);
         self.confirm_by_key(now.mono);
         self.follow_members(now.mono);
-        self.forget_members(now.mono);
-        self.publish(now.mono);
-        self.note_replicas(now.mono);
+        // The table costs members times listeners; most events (a probe that found what the last one found) cannot
+        // change it. Whatever the table is made of says so by `touched`, or is a matter of time.
+        if self.touched || now.mono >= self.weigh_at {
+            self.watch_followers(now.mono);
+            self.forget_members(now.mono);
+            self.publish(now.mono);
+            self.note_replicas(now.mono);
+            self.touched = false;
+            self.weigh_at = self.by_itself(now).unwrap_or(Moment::NEVER).min(now.mono + AT_LEAST_EVERY);
+        }
         self.send_questions(now.mono);
     }
 
@@ -175,15 +198,19 @@ impl Topology {
         self.take_condition(StoreCondition::Alive, now.mono);
         self.store.views += 1;
         self.take_complaints(&view);
+        if view.revision < self.revision() {
+            self.forget_lag(); // another store, or an old one restored: revisions begin anew
+        }
         if let Some((position, revision)) = view.optime {
             self.optimes.push(position, revision);
         }
-        self.take_settings(&view);
         self.remember_sync(view.sync.as_ref(), now.mono);
         let had_key = self.view.as_ref().is_some_and(|before| before.leader.is_some());
+        let settings = self.view.as_ref().map(|before| before.settings.clone()).unwrap_or_default();
         let leader = view.leader.clone();
         let members = view.members.clone();
         self.view = Some(view);
+        self.settings_changed(&settings, now.mono);
         let changed = self.take_members(members, now.mono);
         self.leader_key(leader.as_ref(), had_key, now.mono);
         for (before, after) in changed {
@@ -252,18 +279,17 @@ impl Topology {
         self.complaints = now;
     }
 
-    fn take_settings(&mut self, view: &ClusterView) {
-        let before = self.view.as_ref().map(|view| view.settings.clone()).unwrap_or_default();
-        if before.paused != view.settings.paused {
-            self.note(Loudness::Info, None, What::Paused { paused: view.settings.paused });
+    fn settings_changed(&mut self, before: &ClusterSettings, now: Moment) {
+        let Some(settings) = self.view.as_ref().map(|view| view.settings.clone()) else { return };
+        if before.paused != settings.paused {
+            self.note(Loudness::Info, None, What::Paused { paused: settings.paused });
         }
-        if before.standby_cluster != view.settings.standby_cluster {
-            let standby = view.settings.standby_cluster;
+        let standby = settings.standby_cluster;
+        if before.standby_cluster != standby {
             self.note(Loudness::Info, None, What::StandbyCluster { standby });
+            self.doubt(now, "the cluster follows another one, or no longer does", false);
             if standby && let Some(owner) = self.owner.as_ref().map(|owner| owner.member.clone()) {
-                self.end_terms(&owner, crate::route::RevokeReason::Demoted, |_, role| {
-                    role == crate::route::GrantRole::Primary
-                });
+                self.end_terms(&owner, RevokeReason::Demoted, |_, role| role == GrantRole::Primary);
             }
         }
     }
@@ -273,6 +299,7 @@ impl Topology {
             StoreCondition::Alive => {
                 self.store.last_alive = Some(now);
                 if let Some((since, _)) = self.store.lost.take() {
+                    self.touched = true;
                     let after_ms = u64::try_from(now.since(since).as_millis()).unwrap_or(u64::MAX);
                     self.note(Loudness::Info, None, What::StoreBack { after_ms });
                 }
@@ -282,7 +309,9 @@ impl Topology {
                     *last = error;
                     return;
                 }
+                self.touched = true;
                 self.store.lost = Some((now, error.clone()));
+                self.members.values_mut().for_each(Member::forget_seen);
                 self.note(Loudness::Warn, None, What::StoreLost { error });
             }
         }
@@ -290,9 +319,10 @@ impl Topology {
 
     fn take_answer(&mut self, answer: &Answer, now: Moment) {
         let Some(member) = self.members.get_mut(&answer.member) else { return };
-        let claimed = member.answered().is_some_and(crate::event::Status::writable);
+        let claimed = member.last_status().is_some_and(Status::writable);
         member.take_answer(answer);
-        let claims = member.answered().is_some_and(crate::event::Status::writable);
+        let claims = member.last_status().is_some_and(Status::writable);
+        self.touched |= claims || claimed;
         if self.owner.as_ref().is_some_and(|owner| owner.member == answer.member) {
             self.owner_answered(answer, now);
         } else if claims && !claimed && !self.store.lost() {
@@ -329,10 +359,11 @@ impl Topology {
             Some(HealthChange::Up) => (Loudness::Info, true, "it answers again"),
             Some(HealthChange::Down(why)) => (Loudness::Warn, false, why),
         };
+        self.touched = true;
         self.note(loudness, Some(name.clone()), What::Health { up, why });
     }
 
-    fn take_wish(&mut self, name: &MemberName, mode: crate::event::AdminMode) {
+    fn take_wish(&mut self, name: &MemberName, mode: AdminMode) {
         let Some(member) = self.members.get_mut(name).filter(|member| member.admin != mode) else { return };
         member.admin = mode;
         self.note(Loudness::Info, Some(name.clone()), What::Admin { mode });
@@ -352,7 +383,8 @@ impl Topology {
         let owner = self.owner.as_ref().map(|owner| owner.member.clone());
         let old = |(name, member): (&MemberName, &Member)| {
             let owed = member.asking.is_out(now) || member.health.probing.is_out(now);
-            let gone = !owed && member.gone_since.is_some_and(|since| now.since(since) > FORGET);
+            let wished = member.admin != AdminMode::Ready; // an operator's word is kept for its return
+            let gone = !owed && !wished && member.gone_since.is_some_and(|since| now.since(since) > FORGET);
             (gone && Some(name) != owner.as_ref()).then(|| name.clone())
         };
         let forgotten: Vec<MemberName> = self.members.iter().filter_map(old).collect();

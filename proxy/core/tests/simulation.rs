@@ -8,8 +8,13 @@
 //! A failure prints its seed; `POINTSMAN_SEED=0x… cargo test -p pointsman-core --test simulation` replays
 //! that run alone and prints every step.
 
+#![expect(clippy::unwrap_used, reason = "a test: what is known cannot be missing")]
+#![expect(clippy::struct_excessive_bools, reason = "a server and a checker are made of yes and no")]
+
 #[path = "simulation/checker.rs"]
 mod checker;
+#[path = "simulation/clients.rs"]
+mod clients;
 #[path = "simulation/world.rs"]
 mod world;
 
@@ -17,8 +22,8 @@ use std::panic::AssertUnwindSafe;
 
 use world::World;
 
-const RUNS: u64 = 2_000;
-const STEPS: usize = 400;
+const RUNS: u64 = 1_000;
+const STEPS: usize = 300;
 
 fn run(seed: u64, trace: bool) {
     let mut world = World::new(seed, trace);

@@ -18,25 +18,20 @@ const PEACE: Duration = Duration::from_secs(1);
 const ASK_DEADLINE: Duration = Duration::from_millis(800);
 /// How long a probe may take.
 const PROBE_DEADLINE: Duration = Duration::from_secs(2);
-/// Jitter: up to an eighth of the interval is added, so that three load balancers do not ask in step.
-const JITTER_PART: u32 = 8;
 
 impl Topology {
     /// How often this member is asked for its status now. `None`: it is left in peace.
     fn ask_interval(&self, name: &MemberName, now: Moment) -> Option<Duration> {
         let leaderless = self.view.as_ref().is_some_and(|view| view.leader.is_none());
         let owner = self.owner.as_ref().filter(|owner| owner.member == *name);
-        match owner.map(|owner| owner.standing) {
-            Some(Standing::Pending { since, .. }) => Some(backoff(now.since(since))),
-            Some(Standing::Confirmed { .. }) if self.announced.is_some() => Some(PEACE / 4),
-            Some(Standing::Confirmed { last, .. })
-                if self.store.lost_since().is_some_and(|lost| lost > last) =>
-            {
-                Some(PEACE / 4) // it has not spoken since the store fell silent
-            }
-            Some(Standing::Confirmed { .. }) => Some(PEACE),
-            None if self.store.lost() || leaderless => Some(PEACE),
-            None => None,
+        let Some(owner) = owner else {
+            return (self.store.lost() || leaderless).then_some(PEACE);
+        };
+        match (owner.standing, self.store.lost_since()) {
+            (Standing::Pending { .. }, _) => Some(backoff(now.since(owner.eager_since))),
+            (Standing::Confirmed { last, .. }, Some(lost)) if lost > last => Some(backoff(now.since(lost))),
+            (Standing::Confirmed { .. }, _) if self.announced.is_some() => Some(PEACE / 4),
+            (Standing::Confirmed { .. }, _) => Some(PEACE),
         }
     }
 
@@ -46,70 +41,69 @@ impl Topology {
             return None;
         }
         let owner = self.owner.as_ref().filter(|owner| owner.member == *name);
-        if let Some(Standing::Pending { since, reach: true, .. }) = owner.map(|owner| owner.standing) {
-            return Some(backoff(now.since(since)));
+        if let Some(owner) = owner
+            && let Standing::Pending { reach: true, .. } = owner.standing
+        {
+            return Some(backoff(now.since(owner.eager_since)));
         }
         Some(member.health.interval())
     }
 
     /// Sends every question that is due.
     pub(super) fn send_questions(&mut self, now: Moment) {
-        let names: Vec<MemberName> = self.members.keys().cloned().collect();
-        for name in names {
-            self.ask_if_due(&name, now);
-            self.probe_if_due(&name, now);
+        let due = |at: Option<Moment>| at.is_some_and(|at| at <= now);
+        let asks = self.members.iter().filter(|(name, member)| due(self.ask_at(name, member, now)));
+        let asks: Vec<MemberName> = asks.map(|(name, _)| name.clone()).collect();
+        let probes = self.members.iter().filter(|(name, member)| due(self.probe_at(name, member, now)));
+        let probes: Vec<MemberName> = probes.map(|(name, _)| name.clone()).collect();
+        for name in asks {
+            self.ask(name, now);
+        }
+        for name in probes {
+            self.probe(name, now);
         }
     }
 
-    fn ask_if_due(&mut self, name: &MemberName, now: Moment) {
-        let Some(interval) = self.ask_interval(name, now) else { return };
-        let interval = interval + self.jitter(interval);
-        let Some(member) = self.members.get_mut(name) else { return };
+    fn ask(&mut self, name: MemberName, now: Moment) {
+        let dice = self.throw_dice();
+        let Some(member) = self.members.get_mut(&name) else { return };
         let Some(api) = member.view.api.clone() else { return };
-        if member.asking.due(interval) <= now {
-            member.asking.sent(now, ASK_DEADLINE);
-            self.effects.push(Effect::Ask { member: name.clone(), api, deadline: ASK_DEADLINE });
-        }
+        member.asking.sent(now, ASK_DEADLINE, dice);
+        self.effects.push(Effect::Ask { member: name, api, deadline: ASK_DEADLINE });
     }
 
-    fn probe_if_due(&mut self, name: &MemberName, now: Moment) {
-        let Some(member) = self.members.get(name) else { return };
-        let Some(interval) = self.probe_interval(name, member, now) else { return };
-        let interval = interval + self.jitter(interval);
-        let Some(member) = self.members.get_mut(name) else { return };
-        if member.health.probing.due(interval) <= now {
-            member.health.probing.sent(now, PROBE_DEADLINE);
-            let addresses = member.view.addresses.clone();
-            self.effects.push(Effect::Probe { member: name.clone(), addresses, deadline: PROBE_DEADLINE });
-        }
+    fn probe(&mut self, name: MemberName, now: Moment) {
+        let dice = self.throw_dice();
+        let Some(member) = self.members.get_mut(&name) else { return };
+        let addresses = member.view.addresses.clone();
+        member.health.probing.sent(now, PROBE_DEADLINE, dice);
+        self.effects.push(Effect::Probe { member: name, addresses, deadline: PROBE_DEADLINE });
+    }
+
+    /// When the member is asked next.
+    fn ask_at(&self, name: &MemberName, member: &Member, now: Moment) -> Option<Moment> {
+        member.view.api.as_ref()?;
+        Some(member.asking.due(self.ask_interval(name, now)?))
+    }
+
+    /// When the member's server is probed next.
+    fn probe_at(&self, name: &MemberName, member: &Member, now: Moment) -> Option<Moment> {
+        Some(member.health.probing.due(self.probe_interval(name, member, now)?))
     }
 
     /// When the next question is due.
     pub(super) fn question_timeout(&self, now: Moment) -> Option<Moment> {
-        let asks = self.members.iter().filter_map(|(name, member)| {
-            member.view.api.as_ref()?;
-            let interval = self.ask_interval(name, now)?;
-            Some(member.asking.due(interval + self.jitter(interval)))
-        });
-        let probes = self.members.iter().filter_map(|(name, member)| {
-            let interval = self.probe_interval(name, member, now)?;
-            Some(member.health.probing.due(interval + self.jitter(interval)))
-        });
+        let asks = self.members.iter().filter_map(|(name, member)| self.ask_at(name, member, now));
+        let probes = self.members.iter().filter_map(|(name, member)| self.probe_at(name, member, now));
         asks.chain(probes).min()
     }
 
-    /// The same for every call within one step, another one in the next.
-    fn jitter(&self, interval: Duration) -> Duration {
-        let part = u32::try_from(self.dice % 256).unwrap_or_default();
-        interval / JITTER_PART * part / 256
-    }
-
-    /// Throws the dice of the next step (xorshift64*).
-    pub(super) fn throw_dice(&mut self) {
+    /// A number for the jitter of one question (xorshift64*).
+    fn throw_dice(&mut self) -> u64 {
         self.dice ^= self.dice >> 12;
         self.dice ^= self.dice << 25;
         self.dice ^= self.dice >> 27;
-        self.dice = self.dice.wrapping_mul(0x2545_f491_4f6c_dd1d);
+        self.dice.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32
     }
 }
 

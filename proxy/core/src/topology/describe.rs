@@ -144,8 +144,7 @@ impl Topology {
         if let Some(unknown) = &self.unknown_leader {
             alarms.push(format!("the leader key names {unknown}, whom no member key describes"));
         }
-        let fresh = now.earlier_by(super::primary::FRESH);
-        let claims = self.members.iter().filter(|(_, member)| member.claims_since(fresh).is_some());
+        let claims = self.members.iter().filter(|(_, member)| member.claims(now).is_some());
         let claims: Vec<&str> = claims.map(|(name, _)| name.as_str()).collect();
         if claims.len() > 1 {
             alarms.push(format!("{} say at the same time that they are primary", claims.join(" and ")));

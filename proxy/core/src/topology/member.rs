@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::event::{AdminMode, Answer, AskError, DialOutcome, Status};
 use crate::time::Moment;
-use crate::view::{MemberView, Replication};
+use crate::view::{MemberRole, MemberView, Replication};
 
 use super::lag::Lag;
 
@@ -16,6 +16,9 @@ const PROBE_AGAIN: Duration = Duration::from_millis(100);
 const PROBE_DOWN: Duration = Duration::from_millis(500);
 /// Failures in a row that make a server down.
 const FALL: u32 = 2;
+/// An answer to a question that was sent longer ago than this says nothing about now. Members are asked every
+/// second: it takes two failures in a row to forget what one said.
+pub(super) const FRESH: Duration = Duration::from_secs(3);
 /// How long the shell may be late with the answer that it owes, on top of the deadline.
 const LATE: Duration = Duration::from_secs(1);
 
@@ -26,12 +29,15 @@ pub(super) struct Schedule {
     out_until: Option<Moment>,
     /// When the last question was sent.
     sent_at: Option<Moment>,
+    /// How many 2048ths of the interval are added before the next: members are not asked in step.
+    jitter: u32,
 }
 
 impl Schedule {
     /// When the next question is due, if one is asked every `interval`.
     pub(super) fn due(&self, interval: Duration) -> Moment {
-        let next = self.sent_at.map_or(Moment::ZERO, |sent| sent + interval);
+        let jitter = interval * self.jitter / 2048;
+        let next = self.sent_at.map_or(Moment::ZERO, |sent| sent + interval + jitter);
         self.out_until.map_or(next, |until| next.max(until))
     }
 
@@ -41,8 +47,9 @@ impl Schedule {
     }
 
     /// Notes that a question was sent.
-    pub(super) fn sent(&mut self, now: Moment, deadline: Duration) {
+    pub(super) fn sent(&mut self, now: Moment, deadline: Duration, dice: u64) {
         self.sent_at = Some(now);
+        self.jitter = u32::try_from(dice % 256).unwrap_or_default(); // up to an eighth
         self.out_until = Some(now + deadline + LATE);
     }
 
@@ -134,6 +141,15 @@ pub(super) struct LastAnswer {
     pub(super) outcome: Result<Status, AskError>,
 }
 
+/// How a member's `dcs_last_seen` (epoch seconds by its own clock) moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Seen {
+    /// As last told.
+    at: u64,
+    /// When it was last found to have moved on. The first reading proves nothing.
+    advanced_at: Option<Moment>,
+}
+
 /// One member.
 #[derive(Clone, Debug)]
 pub(super) struct Member {
@@ -149,8 +165,12 @@ pub(super) struct Member {
     pub(super) asking: Schedule,
     /// Its last answer.
     pub(super) answer: Option<LastAnswer>,
-    /// Whether its last two answers showed a Patroni that sees the store (`dcs_last_seen` moved on).
-    pub(super) sees_store: bool,
+    /// The last status that it gave, and when the question was sent; a failure since does not undo it.
+    status: Option<(Moment, Status)>,
+    /// Whether its Patroni sees the store.
+    seen: Option<Seen>,
+    /// When it last followed the leader: streaming, on the leader's timeline.
+    pub(super) followed_at: Option<Moment>,
     /// Lag readings.
     pub(super) lag: Lag,
     /// Why it was not used for reads when the last table was made (for notes).
@@ -166,7 +186,9 @@ impl Member {
             health: Health::default(),
             asking: Schedule::default(),
             answer: None,
-            sees_store: false,
+            status: None,
+            seen: None,
+            followed_at: None,
             lag: Lag::default(),
             excluded: Some("it has just joined".to_owned()),
         }
@@ -180,26 +202,51 @@ impl Member {
     /// Takes in an answer.
     pub(super) fn take_answer(&mut self, answer: &Answer) {
         self.asking.answered();
-        let before = self.answered().and_then(|status| status.dcs_last_seen);
         if let Ok(status) = &answer.outcome {
-            self.sees_store = matches!((before, status.dcs_last_seen), (Some(b), Some(n)) if n > b)
-                // Patroni writes whole seconds and looks every loop_wait: no step is no proof either way.
-                || (self.sees_store && before == status.dcs_last_seen);
-        } else {
-            self.sees_store = false;
+            if let Some(at) = status.dcs_last_seen {
+                let advanced_at = match self.seen {
+                    Some(seen) if at > seen.at => Some(answer.asked_at),
+                    Some(seen) => seen.advanced_at,
+                    None => None,
+                };
+                self.seen = Some(Seen { at, advanced_at });
+            }
+            self.status = Some((answer.asked_at, status.clone()));
         }
         self.answer = Some(LastAnswer { asked_at: answer.asked_at, outcome: answer.outcome.clone() });
     }
 
-    /// The status of the last answer, if it was one.
-    pub(super) fn answered(&self) -> Option<&Status> {
-        self.answer.as_ref().and_then(|answer| answer.outcome.as_ref().ok())
+    /// From now on only what its Patroni sees anew counts.
+    pub(super) fn forget_seen(&mut self) {
+        self.seen = None;
     }
 
-    /// Its last answer, if it was asked at or after `since` and says that it takes writes.
-    pub(super) fn claims_since(&self, since: Moment) -> Option<&Status> {
-        let answer = self.answer.as_ref().filter(|answer| answer.asked_at >= since)?;
-        answer.outcome.as_ref().ok().filter(|status| status.writable())
+    /// Whether its `dcs_last_seen` has moved on within the last ttl: it moves every `loop_wait`, and a leader
+    /// that cannot renew its key for a ttl is none.
+    pub(super) fn sees_store(&self, now: Moment, ttl: Duration) -> bool {
+        self.seen.and_then(|seen| seen.advanced_at).is_some_and(|at| now.since(at) < ttl)
+    }
+
+    /// Its last status, if it says that it takes writes and is fresh.
+    pub(super) fn claims(&self, now: Moment) -> Option<&Status> {
+        let (asked_at, status) = self.status.as_ref()?;
+        (now.since(*asked_at) < FRESH && status.writable()).then_some(status)
+    }
+
+    /// When its claim, if it makes one, is too old to count.
+    pub(super) fn claim_ends(&self) -> Option<Moment> {
+        let (asked_at, status) = self.status.as_ref()?;
+        status.writable().then_some(*asked_at + FRESH)
+    }
+
+    /// The last status that it gave, however old.
+    pub(super) fn last_status(&self) -> Option<&Status> {
+        self.status.as_ref().map(|(_, status)| status)
+    }
+
+    /// Whether it says that it follows somebody.
+    pub(super) fn is_replica(&self) -> bool {
+        matches!(self.view.role, MemberRole::Replica | MemberRole::StandbyLeader)
     }
 
     /// Whether it streams, as far as is known.

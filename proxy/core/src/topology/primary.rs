@@ -16,13 +16,12 @@ use crate::view::{
 };
 
 use super::Topology;
+use super::member::Member;
 
 /// An announced switchover that has not happened by then is let go if the leader still takes writes.
 const ANNOUNCED_FOR: Duration = Duration::from_secs(5);
 /// A scheduled switchover is waited for from this long before its time.
 const SCHEDULE_AHEAD: Duration = Duration::from_secs(1);
-/// An answer older than this says nothing about now.
-pub(super) const FRESH: Duration = Duration::from_secs(3);
 /// Server-side closes of a leader within [`CLOSES_WITHIN`] that make us doubt it.
 const CLOSES: u32 = 5;
 const CLOSES_WITHIN: Duration = Duration::from_secs(1);
@@ -43,7 +42,8 @@ pub(super) enum Standing {
     Confirmed {
         /// Since when.
         since: Moment,
-        /// The last time that the member itself said so.
+        /// When the last question was sent that the member itself answered so; before the first, when the
+        /// doubt began that the confirmation ended.
         last: Moment,
         /// Who said so first.
         by: &'static str,
@@ -59,17 +59,26 @@ pub(super) struct Owner {
     /// The members named it while the store was silent.
     pub(super) by_members: bool,
     pub(super) standing: Standing,
+    /// It is asked eagerly from here on: something has just happened to it.
+    pub(super) eager_since: Moment,
     closes: u32,
     closes_since: Moment,
 }
 
 impl Owner {
-    fn new(member: MemberName, key_revision: Revision, now: Moment, newer_than: Revision) -> Self {
+    fn new(
+        member: MemberName,
+        key_revision: Revision,
+        now: Moment,
+        newer_than: Revision,
+        reach: bool,
+    ) -> Self {
         Self {
             member,
             key_revision,
             by_members: false,
-            standing: Standing::Pending { since: now, newer_than, reach: false },
+            standing: Standing::Pending { since: now, newer_than, reach },
+            eager_since: now,
             closes: 0,
             closes_since: now,
         }
@@ -82,8 +91,21 @@ impl Owner {
         }
     }
 
+    /// Its server does not answer connections.
+    pub(super) fn unreached(&self) -> bool {
+        matches!(self.standing, Standing::Pending { reach: true, .. })
+    }
+
     pub(super) fn confirmed(&self) -> bool {
         matches!(self.standing, Standing::Confirmed { .. })
+    }
+
+    /// An answer proves nothing unless its question was sent at or after this moment.
+    fn counts_from(&self) -> Moment {
+        match self.standing {
+            Standing::Pending { since, .. } => since,
+            Standing::Confirmed { last, .. } => last,
+        }
     }
 
     /// When it last said itself that it takes writes.
@@ -141,10 +163,9 @@ impl Topology {
     /// takes writes, and nobody else does.
     pub(super) fn leads_without_key(&self, owner: &Owner, now: Moment) -> bool {
         let paused = self.view.as_ref().is_some_and(|view| view.settings.paused);
-        let fresh = now.earlier_by(FRESH);
         paused
-            && self.members.get(&owner.member).is_some_and(|member| member.claims_since(fresh).is_some())
-            && !self.members.iter().any(|(name, m)| *name != owner.member && m.claims_since(fresh).is_some())
+            && self.members.get(&owner.member).is_some_and(|member| member.claims(now).is_some())
+            && !self.members.iter().any(|(name, m)| *name != owner.member && m.claims(now).is_some())
     }
 
     /// Whether neither the store nor the leader itself has confirmed the leader for a ttl.
@@ -152,16 +173,27 @@ impl Topology {
         if !self.store.lost() {
             return false;
         }
-        let ttl = self.view.as_ref().map_or(30, |view| view.settings.ttl);
+        self.stale_at().is_none_or(|at| now >= at)
+    }
+
+    /// When the leader goes stale, if the store stays silent and the leader too.
+    pub(super) fn stale_at(&self) -> Option<Moment> {
         let own_word = self.owner.as_ref().and_then(Owner::last_confirmed);
-        let last = own_word.max(self.store.last_alive);
-        last.is_none_or(|last| now.since(last) >= Duration::from_secs(ttl.into()))
+        own_word.max(self.store.last_alive).map(|last| last + self.ttl())
+    }
+
+    /// How long the leader key lives without being renewed.
+    fn ttl(&self) -> Duration {
+        Duration::from_secs(self.view.as_ref().map_or(30, |view| view.settings.ttl).into())
     }
 
     /// The owner is asked whether it takes writes before anything new is sent to it.
     pub(super) fn doubt(&mut self, now: Moment, why: &'static str, reach: bool) {
         let newer_than = self.revision();
+        self.touched = true;
         let Some(owner) = &mut self.owner else { return };
+        owner.eager_since = now;
+        owner.closes = 0;
         match &mut owner.standing {
             Standing::Pending { reach: must_reach, .. } => *must_reach |= reach,
             Standing::Confirmed { .. } => {
@@ -185,10 +217,12 @@ impl Topology {
         }
     }
 
-    fn confirm(&mut self, now: Moment, by: &'static str) {
+    /// `asked_at`: when the owner was asked, if it was its own word that confirmed it.
+    fn confirm(&mut self, now: Moment, asked_at: Option<Moment>, by: &'static str) {
         let Some(owner) = &mut self.owner else { return };
         let Standing::Pending { since, .. } = owner.standing else { return };
-        owner.standing = Standing::Confirmed { since: now, last: now, by };
+        self.touched = true;
+        owner.standing = Standing::Confirmed { since: now, last: asked_at.unwrap_or(since), by };
         let member = owner.member.clone();
         let after_ms = u64::try_from(now.since(since).as_millis()).unwrap_or(u64::MAX);
         self.note(Loudness::Info, Some(member), What::PrimaryConfirmed { by, after_ms });
@@ -230,16 +264,21 @@ impl Topology {
         self.unknown_leader = (!known).then(|| key.member.clone());
     }
 
-    /// Another member leads: the old one's write sessions end in this very tick.
+    /// Another member leads: the old one's sessions end in this very tick.
     fn name_owner(&mut self, member: MemberName, key_revision: Revision, now: Moment) {
+        self.touched = true;
         let old = self.owner.take().map(|owner| owner.member);
-        self.owner = Some(Owner::new(member.clone(), key_revision, now, self.revision()));
+        let reach = self.members.get(&member).is_some_and(|member| !member.health.is_up());
+        self.owner = Some(Owner::new(member.clone(), key_revision, now, self.revision(), reach));
         self.announced = None;
-        self.optimes.clear();
-        self.leader_changed_at = old.is_some().then_some(now);
+        self.forget_lag();
+        if old.is_some() {
+            self.unrest_ends(now);
+        }
         self.note(Loudness::Info, Some(member), What::LeaderNamed);
         if let Some(old) = old {
-            self.end_terms(&old, RevokeReason::LeaderChanged, |_, role| role == GrantRole::Primary);
+            // Whatever part it was granted for: it may go on taking writes that nobody will ever see.
+            self.end_terms(&old, RevokeReason::LeaderChanged, |_, _| true);
         }
         self.end_promoted_terms();
     }
@@ -253,11 +292,12 @@ impl Topology {
             (None, Some(to)) => *to != leader,
             (None, None) => false,
         };
+        let before = self.announced.clone();
         match (announcement.filter(concerns), self.announced.take()) {
             (Some(a), Some(announced)) if announced.revision == a.revision => {
-                self.announced = Some(announced)
+                self.announced = Some(announced);
             }
-            (Some(a), _) => {
+            (Some(a), last) => {
                 let scheduled = a.scheduled_at.is_some_and(|at| {
                     let ahead = u64::try_from(SCHEDULE_AHEAD.as_millis()).unwrap_or(u64::MAX);
                     at > now.wall.0.saturating_add(ahead)
@@ -266,6 +306,9 @@ impl Topology {
                     self.announced = Some(Announced { revision: a.revision, since: now.mono, let_go: false });
                     let candidate = a.candidate.clone();
                     self.note(Loudness::Info, Some(leader), What::SwitchoverAnnounced { candidate });
+                } else if last.is_some_and(|announced| !announced.let_go) {
+                    let why = "it was put off";
+                    self.note(Loudness::Info, Some(leader), What::SwitchoverAbandoned { why });
                 }
             }
             (None, Some(announced)) if !announced.let_go => {
@@ -273,6 +316,7 @@ impl Topology {
             }
             (None, _) => {}
         }
+        self.touched |= self.announced != before;
     }
 
     /// When an announcement needs looking at again.
@@ -291,11 +335,15 @@ impl Topology {
 
     /// The owner's own key was written anew: does it still speak as a primary? Does it at last?
     pub(super) fn owner_key_changed(&mut self, before: &MemberView, after: &MemberView, now: Moment) {
-        let spoke = before.role == MemberRole::Primary && before.state == MemberState::Running;
-        let speaks = after.role == MemberRole::Primary && after.state == MemberState::Running;
-        if spoke && !speaks {
+        let changed = (before.role, &before.state) != (after.role, &after.state);
+        let rises = matches!(after.role, MemberRole::Primary | MemberRole::Promoted)
+            && after.state == MemberState::Running;
+        if changed && let Some(owner) = &mut self.owner {
+            owner.eager_since = now; // good news or bad, its own word is wanted
+        }
+        if changed && !rises {
             self.doubt(now, "its member key no longer says running primary", false);
-        } else if spoke && before.position.is_some() && after.position.is_none() {
+        } else if before.position.is_some() && after.position.is_none() {
             self.doubt(now, "its member key has no position any more", false);
         } else if before.addresses != after.addresses || before.api != after.api {
             self.doubt(now, "it moved to another address", false);
@@ -305,45 +353,56 @@ impl Topology {
     /// The weakest witness: its member key, written after the leader key and after every doubt and denial.
     pub(super) fn confirm_by_key(&mut self, now: Moment) {
         let Some(owner) = &self.owner else { return };
-        let Standing::Pending { newer_than, reach: false, .. } = owner.standing else { return };
+        let Standing::Pending { newer_than, .. } = owner.standing else { return };
         let Some(member) = self.members.get(&owner.member) else { return };
         let view = &member.view;
         let proves = member.present()
+            && self.is_reached(owner)
             && view.role == MemberRole::Primary
             && view.state == MemberState::Running
             && view.position.is_some()
             && view.revision > newer_than.max(owner.key_revision);
         if proves && self.unknown_leader.is_none() && !self.store.lost() {
-            self.confirm(now, "member-key");
+            self.confirm(now, None, "member-key");
+        }
+    }
+
+    /// If the doubt asks for it: whether the owner's server has answered a connection since.
+    fn is_reached(&self, owner: &Owner) -> bool {
+        let served_at = self.members.get(&owner.member).and_then(|member| member.health.served_at);
+        match owner.standing {
+            Standing::Pending { since, reach: true, .. } => served_at.is_some_and(|at| at >= since),
+            Standing::Pending { reach: false, .. } | Standing::Confirmed { .. } => true,
         }
     }
 
     /// The owner answered a question.
     pub(super) fn owner_answered(&mut self, answer: &Answer, now: Moment) {
         let Ok(status) = &answer.outcome else { return };
-        if answer.asked_at < self.owner.as_ref().map_or(Moment::NEVER, Owner::since) {
+        if answer.asked_at < self.owner.as_ref().map_or(Moment::NEVER, Owner::counts_from) {
             return; // it speaks of a time before the doubt
         }
         if status.writable() {
-            self.owner_affirms(answer.asked_at, now)
+            self.owner_affirms(answer.asked_at, now);
         } else {
-            self.owner_denies(status, now)
+            self.owner_denies(status, now);
         }
     }
 
     fn owner_affirms(&mut self, asked_at: Moment, now: Moment) {
+        let reached = self.owner.as_ref().is_some_and(|owner| self.is_reached(owner));
         let Some(owner) = &mut self.owner else { return };
-        let reached = self.members.get(&owner.member).and_then(|member| member.health.served_at);
         match &mut owner.standing {
-            Standing::Pending { since, reach: true, .. } if reached.is_none_or(|at| at < *since) => {}
-            Standing::Pending { .. } => self.confirm(now, "rest"),
-            Standing::Confirmed { last, .. } => *last = (*last).max(asked_at),
+            Standing::Pending { .. } if !reached => {}
+            Standing::Pending { .. } => self.confirm(now, Some(asked_at), "rest"),
+            Standing::Confirmed { last, .. } => *last = asked_at,
         }
         let member = self.owner.as_ref().map(|owner| owner.member.clone());
         if let Some(announced) = self.announced.as_mut().filter(|announced| !announced.let_go)
             && asked_at >= announced.since + ANNOUNCED_FOR
         {
             announced.let_go = true;
+            self.touched = true;
             self.note(
                 Loudness::Warn,
                 member,
@@ -361,12 +420,16 @@ impl Topology {
             // A denial outweighs every member key that was written before it.
             Standing::Pending { newer_than: key_after, .. } => *key_after = newer_than,
             Standing::Confirmed { .. } if in_recovery => {
-                let member = owner.member.clone();
+                self.touched = true;
                 owner.standing = Standing::Pending { since: now, newer_than, reach: false };
-                self.note(Loudness::Warn, Some(member.clone()), What::PrimaryDemoted);
-                self.end_terms(&member, RevokeReason::Demoted, |_, role| role == GrantRole::Primary);
+                owner.eager_since = now;
+                let member = owner.member.clone();
+                self.note(Loudness::Warn, Some(member), What::PrimaryDemoted);
             }
             Standing::Confirmed { .. } => self.doubt(now, "it says that it is not a running primary", false),
+        }
+        if in_recovery && let Some(member) = self.owner.as_ref().map(|owner| owner.member.clone()) {
+            self.end_terms(&member, RevokeReason::Demoted, |_, role| role == GrantRole::Primary);
         }
     }
 
@@ -378,24 +441,23 @@ impl Topology {
         if !self.store.lost() {
             return;
         }
-        let fresh = now.earlier_by(FRESH);
-        let claims = |name: &MemberName| {
-            let member = self.members.get(name)?;
-            let status = member.claims_since(fresh)?;
-            (member.sees_store || status.failsafe_active).then_some(status.timeline)
-        };
+        let ttl = self.ttl();
         let owner = self.owner.as_ref();
         let owner_timeline = owner.and_then(|owner| self.best_timeline(&owner.member));
-        let best = self
-            .members
-            .keys()
-            .filter_map(|name| claims(name).map(|timeline| (timeline, name.clone())))
-            .max_by(|a, b| a.0.cmp(&b.0).then_with(|| b.1.cmp(&a.1)));
-        let Some((timeline, name)) = best else { return };
+        let claims = |(name, member): (&MemberName, &Member)| {
+            let status = member.claims(now)?;
+            let leads = member.sees_store(now, ttl) || status.failsafe_active;
+            leads.then(|| (status.timeline, name.clone()))
+        };
+        let claims: Vec<_> = self.members.iter().filter_map(claims).collect();
+        let Some(timeline) = claims.iter().map(|(timeline, _)| *timeline).max() else { return };
+        let mut best = claims.into_iter().filter(|(claimed, _)| *claimed == timeline).map(|(_, name)| name);
+        let (Some(name), None) = (best.next(), best.next()) else { return }; // two of them: whoever leads stays
         let keyless = self.view.as_ref().is_some_and(|view| view.leader.is_none());
         match owner {
             Some(owner) if owner.member == name => {
                 if keyless && let Some(owner) = &mut self.owner {
+                    self.touched |= !owner.by_members;
                     owner.by_members = true;
                 }
             }
@@ -415,7 +477,7 @@ impl Topology {
     /// The highest timeline that the member was ever seen on.
     fn best_timeline(&self, name: &MemberName) -> Option<Timeline> {
         let member = self.members.get(name)?;
-        let answered = member.answered().and_then(|status| status.timeline);
+        let answered = member.last_status().and_then(|status| status.timeline);
         let history = self.view.as_ref().and_then(|view: &ClusterView| view.history.last());
         let by_history = history.map(|switch| Timeline(switch.timeline.0.saturating_add(1)));
         member.view.timeline.max(answered).max(by_history)

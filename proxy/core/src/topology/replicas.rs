@@ -8,14 +8,19 @@ use pointsman_config::{Bytes, Fallback, Target};
 use crate::event::{AdminMode, ListenerPolicy};
 use crate::route::{GrantRole, NoRoute};
 use crate::time::Moment;
-use crate::view::{MemberName, MemberState, SyncView, Timeline};
+use crate::view::{MemberName, MemberRole, MemberState, SyncView, Timeline};
 
 use super::Topology;
+use super::lag::Lag;
 use super::member::Member;
+use super::primary::Owner;
 
 /// After a change of leader every survivor is on the old timeline and not streaming for about two seconds.
 /// Without a grace all reads would storm the fresh primary.
 const GRACE: Duration = Duration::from_secs(30);
+/// Only who followed the leader until this long before the unrest began has the grace: Patroni looks every
+/// `loop_wait` (10 s) whether its server streams, so a dead leader may be noticed after its replicas' keys.
+const FOLLOWED_UNTIL: Duration = Duration::from_secs(15);
 /// How long the last synchronous standby stands in while the store names none.
 const SYNC_GRACE: Duration = Duration::from_secs(15);
 
@@ -26,6 +31,7 @@ pub(super) enum Unfit {
     Leader,
     Operator(AdminMode),
     State(MemberState),
+    Role(MemberRole),
     Tagged,
     Down,
     NotStreaming,
@@ -45,6 +51,7 @@ impl fmt::Display for Unfit {
             Self::Operator(AdminMode::Drain) => write!(f, "an operator drains it"),
             Self::Operator(AdminMode::Maint | AdminMode::Ready) => write!(f, "an operator took it out"),
             Self::State(state) => write!(f, "its state is {state}"),
+            Self::Role(role) => write!(f, "its member key says {role}"),
             Self::Tagged => write!(f, "it is tagged noloadbalance"),
             Self::Down => write!(f, "its server does not answer connections"),
             Self::NotStreaming => write!(f, "it is not streaming"),
@@ -56,6 +63,15 @@ impl fmt::Display for Unfit {
             Self::IsSync => write!(f, "it is a synchronous standby"),
         }
     }
+}
+
+/// There is no leader to follow, or there was none just now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Unrest {
+    /// When it began.
+    since: Moment,
+    /// Until when it excuses those who followed before; `None`: it is going on.
+    until: Option<Moment>,
 }
 
 /// A candidate before it has a term.
@@ -131,6 +147,10 @@ impl Topology {
         if member.view.state != MemberState::Running {
             return Some(Unfit::State(member.view.state.clone()));
         }
+        // Two members may call themselves primary; whoever does and does not lead is no replica.
+        if !member.is_replica() {
+            return Some(Unfit::Role(member.view.role));
+        }
         if member.view.tags.noloadbalance {
             return Some(Unfit::Tagged);
         }
@@ -143,17 +163,59 @@ impl Topology {
         self.left_behind(member, now)
     }
 
-    /// Not streaming, or on an old timeline; excused for a while after a change of leader, unless it has
-    /// replayed past the point where the timelines parted.
+    /// Not streaming, or on an old timeline; excused while there is nobody to follow and for a while after a
+    /// change of leader, unless it did not follow before or has replayed past the point where the timelines
+    /// parted.
     fn left_behind(&self, member: &Member, now: Moment) -> Option<Unfit> {
-        let leader = self.leader_timeline();
-        let old = match (member.view.timeline, leader) {
+        let unfit = self.not_following(member)?;
+        let excused = self.unrest.is_some_and(|unrest| {
+            let followed = member.followed_at.is_some_and(|at| at + FOLLOWED_UNTIL >= unrest.since);
+            followed && unrest.until.is_none_or(|until| now < until)
+        });
+        (!excused || self.diverged(member)).then_some(unfit)
+    }
+
+    fn not_following(&self, member: &Member) -> Option<Unfit> {
+        match (member.view.timeline, self.leader_timeline()) {
             (Some(is), Some(leader)) if is < leader => Some(Unfit::OldTimeline { is, leader }),
-            (_, _) => None,
+            (_, _) => (!member.may_stream()).then_some(Unfit::NotStreaming),
+        }
+    }
+
+    /// Whether there is a leader to follow now, and who follows it.
+    pub(super) fn watch_followers(&mut self, now: Moment) {
+        let keyless = self.view.as_ref().is_some_and(|view| view.leader.is_none());
+        let by_members = self.owner.as_ref().is_some_and(|owner| owner.by_members);
+        let unled = keyless && !by_members || self.owner.as_ref().is_some_and(Owner::unreached);
+        self.unrest = match self.unrest {
+            before if unled => Some(Unrest { since: before.map_or(now, |unrest| unrest.since), until: None }),
+            Some(Unrest { until: Some(until), .. }) if now < until => self.unrest,
+            Some(_) | None => None,
         };
-        let unfit = old.or_else(|| (!member.may_stream()).then_some(Unfit::NotStreaming))?;
-        let in_grace = self.leader_changed_at.is_some_and(|at| now.since(at) < GRACE);
-        (!in_grace || self.diverged(member)).then_some(unfit)
+        let following = |(name, member): (&MemberName, &Member)| {
+            let follows = member.present() && member.is_replica() && self.not_following(member).is_none();
+            (follows && !self.is_leader(name)).then(|| name.clone())
+        };
+        let following: Vec<MemberName> = self.members.iter().filter_map(following).collect();
+        for name in following {
+            if let Some(member) = self.members.get_mut(&name) {
+                member.followed_at = Some(now);
+            }
+        }
+    }
+
+    /// A new leader has been named: its replicas have some time to turn to it.
+    pub(super) fn unrest_ends(&mut self, now: Moment) {
+        let since = self.unrest.map_or(now, |unrest| unrest.since);
+        self.unrest = Some(Unrest { since, until: Some(now + GRACE) });
+    }
+
+    /// Positions of another leader's timeline say nothing.
+    pub(super) fn forget_lag(&mut self) {
+        self.optimes.clear();
+        for member in self.members.values_mut() {
+            member.lag = Lag::default();
+        }
     }
 
     /// It has replayed beyond the end of its own timeline: it will have to be rewound.
@@ -225,20 +287,24 @@ impl Topology {
             && self
                 .last_sync
                 .as_ref()
-                .is_some_and(|(last, until)| last.standbys.contains(name) && now.since(*until) < SYNC_GRACE)
+                .is_some_and(|(last, since)| last.standbys.contains(name) && now.since(*since) < SYNC_GRACE)
     }
 
-    /// Remembers the last snapshot that named synchronous standbys.
-    pub(super) fn remember_sync(&mut self, sync: Option<&SyncView>, now: Moment) {
-        if let Some(sync) = sync.filter(|sync| !sync.standbys.is_empty()) {
-            self.last_sync = Some((sync.clone(), now));
+    /// Remembers who was named when the store ceases to name synchronous standbys. Called with the next snapshot's
+    /// word, while the last snapshot is still in place.
+    pub(super) fn remember_sync(&mut self, next: Option<&SyncView>, now: Moment) {
+        let before = self.view.as_ref().and_then(|view| view.sync.as_ref());
+        if let Some(before) = before.filter(|before| !before.standbys.is_empty())
+            && next.is_some_and(|next| next.standbys.is_empty())
+        {
+            self.last_sync = Some((before.clone(), now));
         }
     }
 
     /// When a grace ends by itself.
     pub(super) fn grace_timeout(&self, now: Moment) -> Option<Moment> {
-        let leader = self.leader_changed_at.map(|at| at + GRACE);
-        let sync = self.last_sync.as_ref().map(|(_, until)| *until + SYNC_GRACE);
+        let leader = self.unrest.and_then(|unrest| unrest.until);
+        let sync = self.last_sync.as_ref().map(|(_, since)| *since + SYNC_GRACE);
         [leader, sync].into_iter().flatten().filter(|at| *at > now).min()
     }
 }

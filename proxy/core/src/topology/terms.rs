@@ -63,6 +63,7 @@ impl Topology {
     ) {
         let ended =
             self.terms.close(reason, |(listener, name, role)| name == member && which(listener, *role));
+        self.touched |= !ended.is_empty();
         for member in ended {
             self.note(Loudness::Info, Some(member), What::Revoked { reason });
         }

@@ -1,11 +1,20 @@
 //! What must be true after every step, whatever happened.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
-use pointsman_core::event::{Answer, Effect, What};
+use pointsman_config::StalePrimary;
+use pointsman_core::event::{AdminMode, Answer, Effect, Event, StoreCondition, What};
 use pointsman_core::route::{GrantRole, RouteTable, Term};
 use pointsman_core::time::Moment;
 use pointsman_core::view::{ClusterView, MemberName, MemberRole, MemberState, Revision};
+
+use crate::clients::Clients;
+
+/// A claim of a paused leader without a key is good for so long.
+const FRESH: Duration = Duration::from_secs(3);
+/// The `ttl` of every world.
+const TTL: Duration = Duration::from_secs(30);
 
 /// Follows a topology from outside and remembers only what it was told and what it said.
 #[derive(Debug, Default)]
@@ -31,6 +40,17 @@ pub(crate) struct Checker {
     asked: BTreeMap<MemberName, Moment>,
     table: Option<RouteTable>,
     promoted_away: BTreeMap<Term, MemberName>,
+    /// `stale_primary = "hold"`.
+    pub(crate) holds_stale: bool,
+    last_alive: Moment,
+    /// When each member was asked that last answered "I take writes", if that was its last word.
+    affirmed: BTreeMap<MemberName, Moment>,
+    /// When the named leader was asked that last answered so, whatever it said since.
+    last_affirmed: Moment,
+    /// Superseded by what is about to be handed in.
+    dooming: Vec<MemberName>,
+    operated: BTreeMap<MemberName, AdminMode>,
+    view: Option<ClusterView>,
 }
 
 impl Checker {
@@ -40,6 +60,71 @@ impl Checker {
 
     pub(crate) fn forget_evidence_for_ever(&mut self) {
         self.evidence_counts = false;
+    }
+
+    /// Something is about to happen: the table in force must have been right until now.
+    pub(crate) fn check_until(&self, now: Moment) {
+        self.check_age(now, false);
+    }
+
+    /// An event is about to be handed in.
+    pub(crate) fn before(&mut self, event: &Event, now: Moment, clients: &mut Clients) {
+        match event {
+            Event::View(view) => {
+                self.last_alive = now;
+                let was_standby = self.view.as_ref().is_some_and(|before| before.settings.standby_cluster);
+                if view.settings.standby_cluster && !was_standby {
+                    self.named.iter().for_each(|named| clients.doom(named, true));
+                }
+                self.view = Some(ClusterView::clone(view));
+            }
+            Event::Policy(policy) => self.holds_stale = policy.stale_primary == StalePrimary::Hold,
+            Event::Admin { member, mode } => {
+                self.operated.insert(member.clone(), *mode);
+            }
+            Event::Store(StoreCondition::Alive) => self.last_alive = now,
+            Event::Store(StoreCondition::Lost { .. })
+            | Event::Answer(_)
+            | Event::Dial { .. }
+            | Event::ServerClosed { .. }
+            | Event::Probe { .. }
+            | Event::Tick => {}
+        }
+        for old in std::mem::take(&mut self.dooming) {
+            clients.doom(&old, false);
+        }
+    }
+
+    /// Claims and confirmations grow old by themselves. After a step none that counts has reached its limit; between
+    /// steps none may pass it, or else the topology has overslept.
+    fn check_age(&self, now: Moment, after: bool) {
+        let Some(writer) = self.writer() else { return };
+        let too_old =
+            |since: Moment, limit: Duration| now.since(since) > limit || after && now.since(since) == limit;
+        if self.store_lost {
+            let confirmed = self.last_alive.max(self.last_affirmed);
+            assert!(!(self.holds_stale && too_old(confirmed, TTL)), "{writer} is routed to, and stale");
+        } else if !self.key_present && !self.followed {
+            assert!(self.paused, "{writer} is routed to without a leader key");
+            let claim = self.affirmed.get(writer).copied().unwrap_or_default();
+            assert!(!too_old(claim, FRESH), "{writer} is routed to without a leader key, by an old claim");
+            let mut others =
+                self.affirmed.iter().filter(|(member, at)| *member != writer && now.since(**at) < FRESH);
+            assert_eq!(
+                others.next(),
+                None,
+                "{writer} is routed to without a leader key, and another one claims"
+            );
+        }
+    }
+
+    /// The one member that new write sessions go to.
+    fn writer(&self) -> Option<&MemberName> {
+        let routes = self.table.as_ref()?.routes.values();
+        let candidates =
+            routes.filter_map(|route| route.candidates.as_ref().ok()).flat_map(|list| list.iter());
+        let mut writers = candidates.filter(|candidate| candidate.role == GrantRole::Primary);
+        writers.next().map(|candidate| &candidate.member)
     }
 
     /// A snapshot is about to be handed in. `remembered`: the members that the topology knows by now; any
@@ -65,8 +150,10 @@ impl Checker {
     fn name(&mut self, member: &MemberName, revision: Revision, now: Moment) {
         if self.named.as_ref() != Some(member) {
             if let Some(old) = self.named.replace(member.clone()) {
+                self.dooming.push(old.clone());
                 self.superseded.insert(old);
             }
+            self.last_affirmed = Moment::ZERO;
             self.superseded.remove(member);
             self.named_at = now;
             self.named_revision = revision;
@@ -78,13 +165,19 @@ impl Checker {
     pub(crate) fn saw_answer(&mut self, answer: &Answer) {
         self.asked.remove(&answer.member);
         let writable = answer.outcome.as_ref().is_ok_and(pointsman_core::event::Status::writable);
+        if writable {
+            self.affirmed.insert(answer.member.clone(), answer.asked_at);
+        } else if answer.outcome.is_ok() {
+            self.affirmed.remove(&answer.member);
+        }
         if writable && self.named.as_ref() == Some(&answer.member) && answer.asked_at >= self.named_at {
             self.own_word = true;
+            self.last_affirmed = self.last_affirmed.max(answer.asked_at);
         }
     }
 
     /// What came out of one step.
-    pub(crate) fn saw_effects(&mut self, effects: &[Effect], now: Moment) {
+    pub(crate) fn saw_effects(&mut self, effects: &[Effect], now: Moment, clients: &mut Clients) {
         let mut revoking = false;
         let before = self.table.as_ref().map(|table| table.generation).unwrap_or_default();
         for effect in effects {
@@ -102,6 +195,7 @@ impl Checker {
                     revoking = true;
                     assert!(self.ended.insert(revocation.term), "a term ended twice: {revocation:?}");
                     self.promoted_away.remove(&revocation.term);
+                    clients.revoked(revocation.term);
                 }
                 Effect::Ask { member, deadline, .. } => {
                     let out = self.asked.insert(member.clone(), now + *deadline);
@@ -118,7 +212,41 @@ impl Checker {
                 Effect::Probe { .. } => {}
             }
         }
+        // Those whom the members superseded while the store was silent are cut in the step that says so.
+        for old in std::mem::take(&mut self.dooming) {
+            clients.doom(&old, false);
+        }
         self.check_table(effects);
+        self.check_reads(effects);
+        self.check_age(now, true);
+    }
+
+    /// Who is routed to for reads is fit for them, by the last snapshot and the operators.
+    fn check_reads(&self, effects: &[Effect]) {
+        let published = effects.iter().any(|effect| matches!(effect, Effect::Publish(_)));
+        let (Some(table), Some(view), true) = (&self.table, &self.view, published) else { return };
+        let candidates = table.routes.values().filter_map(|route| route.candidates.as_ref().ok());
+        for candidate in candidates.flat_map(|list| list.iter()) {
+            let member = &candidate.member;
+            let ready = self.operated.get(member).is_none_or(|mode| *mode == AdminMode::Ready);
+            assert!(ready, "{member} is routed to, but an operator took it out");
+            let leads = self.named.as_ref() == Some(member) && !view.settings.standby_cluster;
+            assert!(
+                !(leads && candidate.role == GrantRole::Replica),
+                "{member} leads, and is routed to as a replica"
+            );
+            if leads {
+                continue;
+            }
+            let key = view.members.get(member).expect("a member that is routed to for reads is present");
+            assert_eq!(key.state, MemberState::Running, "{member} is routed to for reads");
+            assert_ne!(
+                key.role,
+                MemberRole::Primary,
+                "{member} is routed to for reads, and calls itself primary"
+            );
+            assert!(!key.tags.noloadbalance, "{member} is routed to, but it is tagged");
+        }
     }
 
     fn check_table(&mut self, effects: &[Effect]) {

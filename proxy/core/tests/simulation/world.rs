@@ -1,6 +1,6 @@
 //! A cluster, its store, the network between them and us, and a clock, all made of one seed.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use pointsman_config::{Bytes, ClusterName, Fallback, ListenerName, OnPromote, StalePrimary, Target};
@@ -12,10 +12,11 @@ use pointsman_core::time::{Moment, Now, UnixMillis};
 use pointsman_core::topology::Topology;
 use pointsman_core::view::{
     Address, Announcement, ApiUrl, ClusterSettings, ClusterView, LeaderKey, Lsn, MemberName, MemberRole,
-    MemberState, MemberView, Replication, Revision, Tags, Timeline, TimelineSwitch,
+    MemberState, MemberView, Replication, Revision, SyncView, Tags, Timeline, TimelineSwitch,
 };
 
 use crate::checker::Checker;
+use crate::clients::Clients;
 
 /// splitmix64.
 #[derive(Debug)]
@@ -48,6 +49,8 @@ struct Server {
     timeline: u32,
     lsn: u64,
     streaming: bool,
+    /// Its tags say `noloadbalance`.
+    tagged: bool,
 }
 
 /// What is under way between us and the world.
@@ -60,6 +63,9 @@ enum InFlight {
 pub(crate) struct World {
     dice: Dice,
     now: Now,
+    /// The time of the last step.
+    last: Now,
+    policy: Policy,
     servers: BTreeMap<MemberName, Server>,
     /// The store's truth.
     store: ClusterView,
@@ -69,6 +75,7 @@ pub(crate) struct World {
     in_flight: Vec<(Moment, InFlight)>,
     topology: Topology,
     checker: Checker,
+    clients: Clients,
     quiet: bool,
     trace: bool,
     fingerprint: Option<u64>,
@@ -89,18 +96,22 @@ fn listener(name: &str, target: Target, fallback: Fallback, on_promote: OnPromot
     }
 }
 
-fn policy(dice: &mut Dice) -> Policy {
-    let fallback = if dice.one_in(2) { Fallback::Primary } else { Fallback::None };
+/// `settled`: the last policy, by which the end is judged.
+fn policy(dice: &mut Dice, settled: bool) -> Policy {
+    let fallback = if settled || dice.one_in(2) { Fallback::Primary } else { Fallback::None };
     let on_promote = OnPromote::ALL[usize::try_from(dice.below(3)).unwrap()];
     let stale_primary = if dice.one_in(2) { StalePrimary::Hold } else { StalePrimary::Route };
-    Policy {
-        listeners: vec![
-            listener("primary", Target::Primary, Fallback::None, on_promote),
-            listener("replicas", Target::Replicas, fallback, on_promote),
-            listener("any", Target::Any, Fallback::None, on_promote),
-        ],
-        stale_primary,
+    let shifting = [Target::Replicas, Target::Sync, Target::Async, Target::Any];
+    let shifting = shifting[usize::try_from(dice.below(4)).unwrap()];
+    let mut listeners = vec![
+        listener("primary", Target::Primary, Fallback::None, on_promote),
+        listener("replicas", Target::Replicas, fallback, on_promote),
+        listener("any", Target::Any, Fallback::None, on_promote),
+    ];
+    if !dice.one_in(4) {
+        listeners.push(listener("shifting", shifting, fallback, on_promote));
     }
+    Policy { listeners, stale_primary }
 }
 
 impl World {
@@ -116,13 +127,17 @@ impl World {
                     timeline: 1,
                     lsn: 1000,
                     streaming: n != 1,
+                    tagged: dice.one_in(4),
                 };
                 (name(n), server)
             })
             .collect();
-        let policy = policy(&mut dice);
-        let topology = Topology::new(ClusterName::new("sim").unwrap(), policy, seed);
+        let policy = policy(&mut dice, false);
+        let holds_stale = policy.stale_primary == StalePrimary::Hold;
+        let topology = Topology::new(ClusterName::new("sim").unwrap(), policy.clone(), seed);
         let mut world = Self {
+            last: Now::default(),
+            policy,
             dice,
             now: Now { mono: Moment::ZERO, wall: UnixMillis(1_800_000_000_000) },
             servers,
@@ -132,14 +147,17 @@ impl World {
             in_flight: Vec::new(),
             topology,
             checker: Checker::new(),
+            clients: Clients::new(),
             quiet: false,
             trace,
             fingerprint: None,
         };
+        world.checker.holds_stale = holds_stale;
         for n in 1..=members {
             world.write_member(&name(n));
         }
         world.write_leader(&name(1));
+        world.tell(Event::Tick);
         world
     }
 
@@ -210,7 +228,7 @@ impl World {
             position: server.running.then_some(Lsn(server.lsn)),
             replay: (!server.primary).then_some(Lsn(server.lsn)),
             replication: if server.streaming { Replication::Streaming } else { Replication::NotStreaming },
-            tags: Tags::default(),
+            tags: Tags { noloadbalance: server.tagged, ..Tags::default() },
             weight: 1,
             revision,
         };
@@ -257,7 +275,11 @@ impl World {
     /// One stroke of bad luck, then some time.
     pub(crate) fn bad_luck(&mut self) {
         let member = self.any_member();
-        match self.dice.below(26) {
+        if self.dice.one_in(2) {
+            let dice = self.dice.next();
+            self.clients.arrive(self.topology.table(), self.now.mono, dice);
+        }
+        match self.dice.below(28) {
             0 => self.delete_leader(),
             1 => {
                 let old = self.store.leader.as_ref().map(|key| key.member.clone());
@@ -307,11 +329,26 @@ impl World {
             19 => {
                 let mode = [AdminMode::Ready, AdminMode::Ready, AdminMode::Drain, AdminMode::Maint]
                     [usize::try_from(self.dice.below(4)).unwrap()];
-                self.tell(Event::Admin { member, mode });
+                // Only whom it knows can an operator take out.
+                if self.remembered().contains(&member) {
+                    self.tell(Event::Admin { member, mode });
+                }
             }
             20 => {
-                let policy = policy(&mut self.dice);
+                let policy = policy(&mut self.dice, false);
                 self.tell(Event::Policy(policy));
+            }
+            22 => {
+                self.revision();
+                let standbys = if self.dice.one_in(2) { [member].into() } else { BTreeSet::new() };
+                self.store.sync = Some(SyncView { leader: None, standbys });
+                self.changed();
+            }
+            23 => {
+                if let Some(server) = self.servers.get_mut(&member) {
+                    server.tagged = !server.tagged;
+                }
+                self.write_member(&member);
             }
             21 => self.in_flight.retain(|(_, what)| matches!(what, InFlight::Probe(..))),
             _ => {
@@ -324,7 +361,7 @@ impl World {
             0 => self.dice.below(5),
             1 => self.dice.below(100),
             2 => self.dice.below(1_500),
-            _ => self.dice.below(12_000),
+            _ => self.dice.below(8_000),
         };
         self.pass(Duration::from_millis(pause));
     }
@@ -352,15 +389,21 @@ impl World {
         let end = self.now.mono + duration;
         let mut steps = 0;
         loop {
+            self.move_clients();
             let timeout = self.topology.poll_timeout(self.now);
             assert!(timeout > self.now.mono, "the topology wants to be called again at once, for ever");
             let snapshot = self.snapshots.front().map(|(at, _)| *at).filter(|_| self.store_up);
             let flight = self.in_flight.iter().map(|(at, _)| *at).min();
-            let next = [Some(timeout), snapshot, flight].into_iter().flatten().min().unwrap_or(end);
+            let next = [Some(timeout), snapshot, flight, self.clients.timeout()]
+                .into_iter()
+                .flatten()
+                .min()
+                .unwrap_or(end);
             if next > end {
                 break;
             }
             self.now = self.now + self.now.mono.until(next);
+            self.checker.check_until(self.now.mono);
             self.happen();
             steps += 1;
             assert!(steps < 200_000, "too much happens in {duration:?}");
@@ -371,8 +414,7 @@ impl World {
     fn happen(&mut self) {
         if self.store_up && self.snapshots.front().is_some_and(|(at, _)| *at <= self.now.mono) {
             if let Some((_, view)) = self.snapshots.pop_front() {
-                let remembered = self.topology.describe(self.now.mono).members;
-                let remembered = remembered.into_iter().map(|member| member.name).collect();
+                let remembered = self.remembered();
                 self.checker.saw_view(&view, &remembered, self.now.mono);
                 self.tell(Event::View(Box::new(view)));
             }
@@ -390,9 +432,14 @@ impl World {
     }
 
     fn tell(&mut self, event: Event) {
+        self.check_weighed();
+        if let Event::Policy(policy) = &event {
+            self.policy = policy.clone();
+        }
         if self.trace {
             eprintln!("{:>9} <- {}", self.now.mono.since_start().as_millis(), short(&event));
         }
+        self.checker.before(&event, self.now.mono, &mut self.clients);
         let effects = self.topology.handle(self.now, event);
         for effect in &effects {
             if self.trace && !matches!(effect, Effect::Probe { .. }) {
@@ -405,10 +452,37 @@ impl World {
                 (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
             });
         }
-        self.checker.saw_effects(&effects, self.now.mono);
+        self.checker.saw_effects(&effects, self.now.mono, &mut self.clients);
+        if effects.iter().any(|effect| matches!(effect, Effect::Publish(_) | Effect::Note(_)))
+            || self.dice.one_in(8)
+        {
+            self.clients.check_cut(self.topology.table());
+        }
+        self.move_clients();
         for effect in effects {
             self.carry_out(effect);
         }
+    }
+
+    /// The members that the topology knows.
+    fn remembered(&self) -> BTreeSet<MemberName> {
+        self.topology.describe(self.now.mono).members.into_iter().map(|member| member.name).collect()
+    }
+
+    fn move_clients(&mut self) {
+        let dice = self.dice.next();
+        self.clients.settle(self.topology.table(), self.now.mono, dice);
+    }
+
+    /// The topology saves itself work when nothing has happened that the table depends on. Now and then a copy is
+    /// made to do that work, at the time of the last step: it must come to the same table.
+    fn check_weighed(&mut self) {
+        if self.dice.one_in(64) && self.last.mono > Moment::ZERO {
+            let effects = self.topology.clone().handle(self.last, Event::Policy(self.policy.clone()));
+            let idle = |effect: &Effect| !matches!(effect, Effect::Publish(_) | Effect::Revoke(_));
+            assert!(effects.iter().all(idle), "the table was not up to date: {effects:?}");
+        }
+        self.last = self.now;
     }
 
     fn carry_out(&mut self, effect: Effect) {
@@ -461,6 +535,8 @@ impl World {
         self.store_up = true;
         self.store.announcement = None;
         self.store.settings = ClusterSettings::default();
+        let policy = policy(&mut self.dice, true);
+        self.tell(Event::Policy(policy));
         let leader = self.any_member();
         let others: Vec<MemberName> =
             self.servers.keys().filter(|member| **member != leader).cloned().collect();
@@ -475,6 +551,7 @@ impl World {
                 timeline: timeline.max(top),
                 lsn,
                 streaming: true,
+                tagged: server.tagged,
             };
         }
         self.servers.get_mut(&leader).unwrap().primary = true;
@@ -506,10 +583,16 @@ impl World {
                 .map(|list| list.iter().map(|candidate| candidate.member.clone()).collect())
         };
         assert_eq!(candidates("primary"), Ok(vec![leader.clone()]), "the primary is not routed to");
-        let replicas: Vec<MemberName> =
-            self.servers.keys().filter(|member| **member != leader).cloned().collect();
+        let untagged =
+            self.servers.iter().filter(|(_, server)| !server.tagged).map(|(member, _)| member.clone());
+        let any: Vec<MemberName> = untagged.collect();
+        let mut replicas: Vec<MemberName> = any.iter().filter(|member| **member != leader).cloned().collect();
+        if replicas.is_empty() {
+            replicas.push(leader); // the fallback
+        }
         assert_eq!(candidates("replicas"), Ok(replicas), "not every replica is routed to");
-        assert_eq!(candidates("any"), Ok(self.servers.keys().cloned().collect()));
+        assert_eq!(candidates("any"), if any.is_empty() { Err(NoRoute::NoMember) } else { Ok(any) });
+        self.clients.check_end();
         let status = self.topology.describe(self.now.mono);
         assert_eq!(status.primary.state, "confirmed");
         assert_eq!(status.alarms, Vec::<String>::new());
@@ -517,23 +600,15 @@ impl World {
 }
 
 fn short(event: &Event) -> String {
-    match event {
-        Event::View(view) => {
-            let members: Vec<String> = view
-                .members
-                .values()
-                .map(|m| format!("{}:{}:{}@{}", m.name, m.role, m.state, m.revision.0))
-                .collect();
-            let leader = view.leader.as_ref().map(|key| format!("{}@{}", key.member, key.revision.0));
-            format!(
-                "view {} leader {leader:?} {:?} announced {} paused {} standby {}",
-                view.revision.0,
-                members,
-                view.announcement.is_some(),
-                view.settings.paused,
-                view.settings.standby_cluster
-            )
-        }
-        other => format!("{other:?}"),
-    }
+    let Event::View(view) = event else { return format!("{event:?}") };
+    let member = |m: &MemberView| format!("{}:{}:{}@{}", m.name, m.role, m.state, m.revision.0);
+    let members: Vec<String> = view.members.values().map(member).collect();
+    let leader = view.leader.as_ref().map(|key| format!("{}@{}", key.member, key.revision.0));
+    format!(
+        "view {} leader {leader:?} {members:?} announced {} paused {} standby {}",
+        view.revision.0,
+        view.announcement.is_some(),
+        view.settings.paused,
+        view.settings.standby_cluster
+    )
 }

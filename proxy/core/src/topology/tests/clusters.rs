@@ -1,0 +1,92 @@
+//! Paused clusters and standby clusters.
+
+use super::bench::{Bench, in_recovery, says, writable};
+use crate::route::RevokeReason;
+use crate::view::MemberRole;
+
+fn paused() -> Bench {
+    let mut bench = Bench::steady();
+    bench.write(|store, _| store.settings.paused = true).after(1_500);
+    bench
+}
+
+#[test]
+fn a_paused_cluster_keeps_its_primary_without_a_key_while_it_speaks_for_itself() {
+    let mut bench = paused();
+    bench.no_leader().expect_primary("n1").after(30_000).expect_primary("n1");
+}
+
+#[test]
+fn one_lost_answer_does_not_end_that() {
+    let mut bench = paused();
+    bench
+        .no_leader()
+        .after(2_000)
+        .answers("n1", 0, Err(crate::event::AskError::TimedOut))
+        .expect_primary("n1");
+}
+
+#[test]
+fn but_three_seconds_of_silence_do_and_no_later() {
+    let mut bench = paused();
+    bench.no_leader().after(2_000).answers("n1", 0, writable()).silent("n1");
+    bench.after(2_990).expect_primary("n1").after(20).expect_no_primary("leader-key-gone");
+}
+
+#[test]
+fn and_so_does_another_claim() {
+    let mut bench = paused();
+    bench.no_leader().word("n2", writable()).after(2_500).expect_no_primary("leader-key-gone");
+}
+
+#[test]
+fn a_paused_cluster_with_a_stopped_primary_has_none() {
+    let mut bench = paused();
+    bench.word("n1", says(MemberRole::Primary, "stopped")).no_leader().after(1_500);
+    bench.expect_no_primary("leader-key-gone").expect_revoked(&[]);
+}
+
+#[test]
+fn without_a_pause_a_missing_key_means_no_primary_whatever_it_says() {
+    Bench::steady().no_leader().after(3_000).expect_no_primary("leader-key-gone");
+}
+
+#[test]
+fn a_standby_cluster_has_no_primary_and_its_leader_serves_reads() {
+    let mut bench = Bench::new();
+    bench.write(|store, _| store.settings.standby_cluster = true).role(
+        "n1",
+        MemberRole::StandbyLeader,
+        "running",
+    );
+    bench.after(1_000).expect_no_primary("standby-cluster").expect("replicas", &["n1", "n2", "n3"]);
+}
+
+#[test]
+fn becoming_a_standby_cluster_cuts_and_refuses_at_once() {
+    let mut bench = Bench::steady();
+    bench.write(|store, _| store.settings.standby_cluster = true).expect_no_primary("standby-cluster");
+    bench.expect_revoked(&[("n1", RevokeReason::Demoted)]);
+}
+
+#[test]
+fn a_promoted_standby_cluster_is_confirmed_at_once_and_not_before() {
+    let mut bench = Bench::new();
+    bench.write(|store, _| store.settings.standby_cluster = true).word("n1", in_recovery()).after(120_000);
+    bench.write(|store, _| store.settings.standby_cluster = false).after(200).expect_no_primary("pending");
+    bench.word("n1", writable()).after(100).expect_primary("n1");
+}
+
+#[test]
+fn a_switch_back_and_forth_does_not_trust_what_was_confirmed_before() {
+    let mut bench = Bench::steady();
+    bench.write(|store, _| store.settings.standby_cluster = true);
+    bench.write(|store, _| store.settings.standby_cluster = false).expect_no_primary("pending");
+}
+
+#[test]
+fn a_standby_leaders_own_word_is_a_demotion() {
+    let mut bench = Bench::steady();
+    bench.word("n1", says(MemberRole::StandbyLeader, "running")).after(1_500);
+    bench.expect_no_primary("pending").expect_revoked(&[("n1", RevokeReason::Demoted)]);
+}

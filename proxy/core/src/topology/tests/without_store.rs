@@ -1,0 +1,118 @@
+//! "Without the store": static stability, the members' own word, staleness.
+
+use super::bench::{Bench, claim, in_recovery, writable};
+use crate::event::{AskError, Event, Status, What};
+use crate::route::RevokeReason;
+use pointsman_config::StalePrimary;
+
+#[test]
+fn the_last_routes_stay_when_the_store_falls_silent() {
+    let mut bench = Bench::steady();
+    bench.lose_store().expect_primary("n1").expect("replicas", &["n2", "n3"]);
+    bench.after(60_000).expect_primary("n1").expect("replicas", &["n2", "n3"]).expect_revoked(&[]);
+}
+
+#[test]
+fn the_leader_is_asked_at_once_when_the_store_is_lost() {
+    let mut bench = Bench::steady();
+    bench.after(1_000).silent("n1").word("n1", in_recovery());
+    let start = bench.now.mono;
+    bench.lose_store().after(30);
+    assert!(bench.questions("n1", start) >= 1);
+    bench.expect_no_primary("pending").expect_revoked(&[("n1", RevokeReason::Demoted)]);
+}
+
+#[test]
+fn a_store_that_gives_no_sign_of_life_is_lost() {
+    let mut bench = Bench::steady();
+    bench.store_heard = false;
+    bench.after(15_000);
+    assert!(bench.notes.iter().any(|what| matches!(what, What::StoreLost { .. })));
+}
+
+#[test]
+fn a_leader_that_nobody_confirms_for_a_ttl_is_held() {
+    let mut bench = Bench::steady();
+    bench.silent("n1").lose_store().after(28_000).expect_primary("n1");
+    bench.after(2_100).expect_no_primary("stale").expect_revoked(&[]);
+    bench.word("n1", writable()).after(2_000).expect_primary("n1");
+}
+
+#[test]
+fn or_routed_to_if_so_configured() {
+    let mut bench = Bench::steady();
+    bench.policy.stale_primary = StalePrimary::Route;
+    bench.tell(Event::Policy(bench.policy.clone()));
+    bench.silent("n1").lose_store().after(120_000).expect_primary("n1");
+}
+
+#[test]
+fn a_claim_is_followed_if_its_timeline_is_higher_and_its_patroni_sees_the_store() {
+    let mut bench = Bench::steady();
+    bench.lose_store().word("n2", claim(2, 100)).after(3_000).expect_primary("n1");
+    bench.word("n2", claim(2, 110)).after(1_500).expect_primary("n2");
+    bench.expect_revoked(&[("n1", RevokeReason::LeaderChanged)]);
+}
+
+#[test]
+fn a_claim_on_the_leaders_own_timeline_is_not_followed() {
+    let mut bench = Bench::steady();
+    bench.lose_store().word("n2", claim(1, 100)).after(3_000);
+    bench.word("n2", claim(1, 110)).after(3_000).expect_primary("n1");
+}
+
+#[test]
+fn a_patroni_that_lives_on_memory_is_not_followed() {
+    let mut bench = Bench::steady();
+    // It saw the store when we last spoke, long before the silence.
+    bench.no_leader().word("n2", claim(2, 100)).after(3_000).leader("n1").after(3_000);
+    bench.word("n2", claim(2, 500)).lose_store().after(10_000).expect_primary("n1");
+}
+
+#[test]
+fn a_patroni_that_saw_the_store_once_and_then_no_more_is_not_followed() {
+    let mut bench = Bench::steady();
+    bench.lose_store().word("n2", claim(1, 100)).after(2_500);
+    bench.word("n2", claim(1, 110)).after(40_000).word("n2", claim(2, 110)).after(5_000);
+    bench.expect_primary("n1");
+}
+
+#[test]
+fn failsafe_mode_excuses_a_stale_dcs_last_seen() {
+    let mut bench = Bench::steady();
+    let failsafe = claim(2, 100).map(|status| Status { failsafe_active: true, ..status });
+    bench.lose_store().word("n2", failsafe).after(2_500).expect_primary("n2");
+}
+
+#[test]
+fn of_two_claims_on_one_timeline_neither_is_followed() {
+    let mut bench = Bench::steady();
+    for member in ["n2", "n3"] {
+        bench.word(member, claim(2, 100).map(|status| Status { failsafe_active: true, ..status }));
+    }
+    bench.no_leader().after(2_500).lose_store();
+    bench.expect_no_primary("leader-key-gone").expect_revoked(&[]);
+}
+
+#[test]
+fn the_last_leader_may_take_up_what_a_vanished_key_took_from_it() {
+    let mut bench = Bench::steady();
+    bench.no_leader().lose_store().expect_no_primary("leader-key-gone");
+    bench.word("n1", claim(1, 100)).after(2_500).expect_no_primary("leader-key-gone");
+    bench.word("n1", claim(1, 110)).after(2_500).expect_primary("n1");
+    bench.regain_store().expect_no_primary("leader-key-gone"); // the store speaks again
+}
+
+#[test]
+fn when_the_store_comes_back_nothing_jumps() {
+    let mut bench = Bench::steady();
+    bench.lose_store().after(10_000).regain_store().expect_primary("n1").expect_revoked(&[]);
+    bench.lose_store().word("n2", claim(2, 100)).after(3_000).word("n2", claim(2, 110)).after(3_000);
+    bench.expect_primary("n2").leader("n2").expect_primary("n2");
+}
+
+#[test]
+fn a_silent_patroni_is_no_reason_to_doubt_its_leader() {
+    let mut bench = Bench::steady();
+    bench.word("n1", Err(AskError::Refused)).after(60_000).expect_primary("n1");
+}

@@ -1,0 +1,137 @@
+//! Clients that come at a fixed rhythm, and what became of each of them.
+//!
+//! Unlike [`crate::stopwatch::Traffic`] they may be slow enough for outages of half a minute, and they are judged by when
+//! each of them began: whoever comes after a failure has to be served, whoever was being served may be lost with it.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
+
+use crate::sql::{self, Reached};
+use crate::stopwatch::Attempt;
+use crate::wait;
+
+/// How long one connection may take: longer than a fail-over with Patroni's shortest ttl.
+const ATTEMPT_DEADLINE: Duration = Duration::from_secs(70);
+
+type Record = Arc<Mutex<Vec<Attempt>>>;
+
+/// One connection after another to one address. Dropping it ends them all.
+#[derive(Debug)]
+pub struct Clients {
+    record: Record,
+    stop: watch::Sender<bool>,
+    task: JoinSet<()>,
+}
+
+impl Clients {
+    /// A new connection `every` so often, whatever becomes of the earlier ones. Begins at once.
+    pub fn start(address: SocketAddr, every: Duration) -> Self {
+        let record = Record::default();
+        let (stop, stopped) = watch::channel(false);
+        let mut task = JoinSet::new();
+        task.spawn(run(address, every, Arc::clone(&record), stopped));
+        Self { record, stop, task }
+    }
+
+    /// Waits until `count` connections that began now or later have been served.
+    pub async fn wait_served(&self, count: usize, deadline: Duration) -> Result<()> {
+        let from = Instant::now();
+        wait::until(format!("{count} new connections to be served"), deadline, async || {
+            let record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
+            let served = record.iter().filter(|one| one.begun >= from && one.outcome.is_ok()).count();
+            ensure!(served >= count, "{served} were; the latest: {:?}", record.last());
+            Ok(())
+        })
+        .await
+    }
+
+    /// Begins no more, waits for the open ones, and answers all.
+    pub async fn finish(mut self) -> Served {
+        self.stop.send_replace(true);
+        while self.task.join_next().await.is_some() {}
+        Served(std::mem::take(&mut *self.record.lock().unwrap_or_else(PoisonError::into_inner)))
+    }
+}
+
+async fn run(address: SocketAddr, every: Duration, record: Record, mut stopped: watch::Receiver<bool>) {
+    let mut attempts = JoinSet::new();
+    let mut rhythm = tokio::time::interval(every);
+    rhythm.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = rhythm.tick() => { attempts.spawn(attempt(address, Arc::clone(&record))); }
+            _ = attempts.join_next(), if !attempts.is_empty() => {}
+            _ = stopped.changed() => break,
+        }
+    }
+    while attempts.join_next().await.is_some() {}
+}
+
+async fn attempt(address: SocketAddr, record: Record) {
+    let begun = Instant::now();
+    let outcome = sql::who(address, ATTEMPT_DEADLINE).await.map_err(|error| format!("{error:#}"));
+    let attempt = Attempt { begun, ended: Instant::now(), outcome };
+    record.lock().unwrap_or_else(PoisonError::into_inner).push(attempt);
+}
+
+/// What became of [`Clients`].
+#[derive(Debug)]
+pub struct Served(pub Vec<Attempt>);
+
+impl Served {
+    /// An error when any of them failed, except those that were open at `broken`: their server may have died under them.
+    pub fn check_none_failed(&self, broken: Option<Instant>) -> Result<()> {
+        let mut errors = BTreeMap::<&str, usize>::new();
+        for one in &self.0 {
+            let lost_with_it = broken.is_some_and(|at| one.begun <= at && one.ended >= at);
+            if let (Err(error), false) = (&one.outcome, lost_with_it) {
+                *errors.entry(error).or_default() += 1;
+            }
+        }
+        ensure!(!self.0.is_empty(), "nobody connected");
+        ensure!(errors.is_empty(), "of {} connections failed: {errors:?}", self.0.len());
+        Ok(())
+    }
+
+    /// An error when any of them reached a server in the other role.
+    pub fn check_role(&self, in_recovery: bool) -> Result<()> {
+        let wrong: Vec<_> =
+            self.reached().filter(|(_, reached)| reached.in_recovery != in_recovery).collect();
+        ensure!(wrong.is_empty(), "{} in the wrong role; the first: {:?}", wrong.len(), wrong.first());
+        Ok(())
+    }
+
+    /// An error when any of them that began at `from` or later reached `server`.
+    pub fn check_never(&self, server: SocketAddr, from: Instant) -> Result<()> {
+        let wrong: Vec<_> =
+            self.reached().filter(|(one, reached)| one.begun >= from && reached.server == server).collect();
+        let late = wrong.last().map(|(one, _)| one.begun - from);
+        ensure!(wrong.is_empty(), "{} reached {server}, the last {late:?} too late", wrong.len());
+        Ok(())
+    }
+
+    /// The longest that anybody who was served had to wait.
+    pub fn slowest(&self) -> Duration {
+        self.reached().map(|(one, _)| one.ended - one.begun).max().unwrap_or_default()
+    }
+
+    /// How many each server has served.
+    pub fn by_server(&self) -> BTreeMap<SocketAddr, usize> {
+        let mut servers = BTreeMap::new();
+        for (_, reached) in self.reached() {
+            *servers.entry(reached.server).or_default() += 1;
+        }
+        servers
+    }
+
+    fn reached(&self) -> impl Iterator<Item = (&Attempt, &Reached)> {
+        self.0.iter().filter_map(|one| Some((one, one.outcome.as_ref().ok()?)))
+    }
+}

@@ -1,0 +1,208 @@
+//! Nonsense in the store: shown, logged once, and of no effect on anybody who connects.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use pointsman_tests::sql::Client;
+use pointsman_tests::{Clients, Cluster, ClusterOptions, Pointsman, sql, wait};
+use serde_json::{Value, json};
+
+const SOON: Duration = Duration::from_secs(20);
+const EVERY: Duration = Duration::from_millis(50);
+/// Nobody has to wait because of what is written here.
+const SLOW: Duration = Duration::from_secs(2);
+/// How often Patroni's own keys are written over: it writes them anew within its loop_wait.
+const AGAIN: Duration = Duration::from_millis(200);
+/// How long Patroni's own keys are fought over: longer than its loop_wait.
+const FIGHT: Duration = Duration::from_secs(4);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nonsense_in_the_store_is_shown_and_harms_nobody() -> Result<()> {
+    let cluster = Cluster::start(&ClusterOptions::default()).await?;
+    let pointsman = Pointsman::start(&cluster, 0).await?;
+    both_replicas_serve(&pointsman).await?;
+    let write = Client::connect(pointsman.primary(), SOON).await?;
+    let read = Client::connect(pointsman.replicas(), SOON).await?;
+    let (writes, reads) =
+        (Clients::start(pointsman.primary(), EVERY), Clients::start(pointsman.replicas(), EVERY));
+
+    members_that_do_not_exist(&cluster, &pointsman).await?;
+    let (leader, replica) = (cluster.leader().await?, cluster.a_replica().await?);
+    let (leader, replica) = (format!("members/{leader}"), format!("members/{replica}"));
+    let common = [
+        ("config", "{\"ttl\":".to_owned()),
+        ("history", "[[1,\"a\",3],7]".to_owned()),
+        ("status", "\u{0}\u{1}garbage".to_owned()),
+        ("failover", "{\"leader\":".to_owned()),
+        ("sync", "[]".to_owned()),
+    ];
+    for (of_leader, of_replica) in [
+        (r#"{"conn_url":"postgres://127.0.0.1:54"#.to_owned(), r#"{"conn_url":"garbage"}"#.to_owned()),
+        (r#"{"conn_url":""}"#.to_owned(), "x".repeat(1 << 20)),
+    ] {
+        let mut keys = vec![(leader.as_str(), of_leader), (replica.as_str(), of_replica)];
+        keys.extend(common.clone());
+        patronis_own_keys(&cluster, &pointsman, &keys).await?;
+    }
+    the_leader_key(&cluster, &pointsman).await?;
+
+    writes.wait_served(5, SOON).await?;
+    reads.wait_served(5, SOON).await?;
+    write.reached().await.context("the session on the write port was lost")?;
+    read.reached().await.context("the session on the read port was lost")?;
+    for (port, served, in_recovery) in
+        [("write", writes.finish().await, false), ("read", reads.finish().await, true)]
+    {
+        served
+            .check_none_failed(None)
+            .and_then(|()| served.check_role(in_recovery))
+            .with_context(|| format!("{port} port"))?;
+        ensure!(served.slowest() < SLOW, "a connection to the {port} port took {:?}", served.slowest());
+    }
+    Ok(())
+}
+
+/// Keys of members of which Patroni knows nothing, and which it leaves alone.
+async fn members_that_do_not_exist(cluster: &Cluster, pointsman: &Pointsman) -> Result<()> {
+    let url = |url: &str| {
+        json!({ "conn_url": url, "role": "replica", "state": "running", "timeline": 1, "xlog_location": 1 })
+            .to_string()
+    };
+    let wrong = [
+        ("half", r#"{"conn_url":"postgres://127."#.to_owned()),
+        ("empty", String::new()),
+        ("list", "[1,2,3]".to_owned()),
+        ("text", "\"postgres://127.0.0.1:5432/postgres\"".to_owned()),
+        ("garbage", url("what is this?")),
+        ("bad-port", url("postgres://127.0.0.1:99999/postgres")),
+        ("bad-bracket", url("postgres://[::1:5432/postgres")),
+        ("deep", "[".repeat(100_000)),
+        ("megabyte", url(&format!("postgres://{}:5432/postgres", "x".repeat(1 << 20)))),
+    ];
+    // Read as libpq would; nobody answers there.
+    let dead = cluster.site.addresses.other(7);
+    let understood = [
+        ("no-port", url(&format!("postgres://{dead}/postgres"))),
+        ("hosts", url(&format!("postgres://{dead}:1,{dead}:2/postgres"))),
+        ("ipv6", url("postgres://[::1]:1/postgres")),
+        ("unreachable", url(&format!("postgres://{dead}:9/postgres"))),
+    ];
+    for (name, value) in wrong.iter().chain(&understood) {
+        cluster
+            .put_key(&format!("members/{name}"), value)
+            .await
+            .with_context(|| format!("writing members/{name}"))?;
+    }
+    for (name, _) in &wrong {
+        shown(pointsman, &format!("members/{name}")).await?;
+    }
+    wait::until("members that nobody reaches to be taken for down", SOON, async || {
+        let status = pointsman.status().await?;
+        let members =
+            status.pointer("/clusters/0/status/members").and_then(Value::as_array).context("no members")?;
+        for (name, _) in &understood {
+            let member = members.iter().find(|member| member.get("name").is_some_and(|known| known == name));
+            let health = member.with_context(|| format!("{name} is not listed"))?.get("health");
+            ensure!(health.is_some_and(|health| health == "down"), "{name} is {health:?}");
+        }
+        Ok(())
+    })
+    .await?;
+    for (name, _) in wrong.iter().chain(&understood) {
+        cluster.etcd.delete(&format!("/service/main/members/{name}")).await?;
+    }
+    for (name, _) in &wrong {
+        let key = format!("members/{name}");
+        cleared(pointsman, &key).await?;
+        let lines = pointsman.log()?.lines().filter(|line| line.contains(&key)).count();
+        ensure!(lines == 1, "{key} is named in {lines} lines of the log");
+    }
+    Ok(())
+}
+
+/// Keys that Patroni writes anew all the time: they are written over until it has had its turn more than once.
+async fn patronis_own_keys(cluster: &Cluster, pointsman: &Pointsman, keys: &[(&str, String)]) -> Result<()> {
+    let mut before = Vec::new();
+    for (key, _) in keys {
+        before.push(cluster.etcd.get(&format!("/service/main/{key}")).await?);
+    }
+    let lines = pointsman.log()?.lines().count();
+    let mut again = tokio::time::interval(AGAIN);
+    let started = Instant::now();
+    let mut seen = BTreeSet::new();
+    while started.elapsed() < FIGHT || seen.len() < keys.len() {
+        ensure!(started.elapsed() < SOON, "only {seen:?} were ever shown among the complaints");
+        again.tick().await;
+        for (key, value) in keys {
+            cluster.put_key(key, value).await.with_context(|| format!("writing {key}"))?;
+            if complaint(pointsman, key).await?.is_some() {
+                seen.insert(*key);
+            }
+        }
+    }
+    for ((key, _), before) in keys.iter().zip(before) {
+        let full = format!("/service/main/{key}");
+        match before {
+            Some(good) => cluster.etcd.put(&full, &good).await?,
+            None => cluster.etcd.delete(&full).await?,
+        }
+        cleared(pointsman, key).await?;
+        let log = pointsman.log()?;
+        let logged = log.lines().skip(lines).filter(|line| line.contains(&format!("key={key}"))).count();
+        // Once, and once more each time that Patroni has written something good in between.
+        ensure!((1..=10).contains(&logged), "{key} is named in {logged} lines of the log:\n{log}");
+    }
+    Ok(())
+}
+
+/// The leader key. Patroni would demote its primary at once; paused, it leaves it alone, and so must we.
+async fn the_leader_key(cluster: &Cluster, pointsman: &Pointsman) -> Result<()> {
+    cluster.pause().await?;
+    for value in ["", "somebody", "\u{0}", &"x".repeat(1 << 20)] {
+        cluster.put_key("leader", value).await?;
+        shown(pointsman, "leader").await.with_context(|| format!("leader = {value:.40?}"))?;
+        let reached = sql::who(pointsman.primary(), SOON).await?;
+        ensure!(!reached.in_recovery, "leader = {value:.40?} led to {reached:?}");
+    }
+    cluster.etcd.delete("/service/main/leader").await?;
+    cleared(pointsman, "leader").await?;
+    wait::until("the primary to take its key back", SOON, async || cluster.leader().await).await?;
+    cluster.resume().await?;
+    cluster.wait_ready().await
+}
+
+// ---- Small things ----------------------------------------------------------------------------------------------------
+
+async fn shown(pointsman: &Pointsman, key: &str) -> Result<()> {
+    wait::until(format!("a complaint about {key}"), SOON, async || {
+        complaint(pointsman, key).await?.map(drop).context("there is none")
+    })
+    .await
+}
+
+async fn cleared(pointsman: &Pointsman, key: &str) -> Result<()> {
+    wait::until(format!("no complaint about {key} any more"), SOON, async || {
+        let complaint = complaint(pointsman, key).await?;
+        ensure!(complaint.is_none(), "{complaint:?}");
+        Ok(())
+    })
+    .await
+}
+
+async fn complaint(pointsman: &Pointsman, key: &str) -> Result<Option<Value>> {
+    let status = pointsman.status().await?;
+    let all =
+        status.pointer("/clusters/0/status/complaints").and_then(Value::as_array).context("no complaints")?;
+    Ok(all.iter().find(|complaint| complaint.get("key").is_some_and(|named| named == key)).cloned())
+}
+
+async fn both_replicas_serve(pointsman: &Pointsman) -> Result<()> {
+    wait::until("two replicas to serve", SOON, async || {
+        let status = pointsman.status().await?;
+        let candidates = status.pointer("/listeners/1/candidates").and_then(Value::as_array).map(Vec::len);
+        ensure!(candidates == Some(2), "{candidates:?}");
+        Ok(())
+    })
+    .await
+}
