@@ -1,4 +1,4 @@
-//! A headless Chromium, driven through chromedriver by the WebDriver protocol (W3C WebDriver; `goog:` is Chromium's own).
+//! A headless Chromium, driven through its driver by W3C's protocol for that (`goog:` is Chromium's own).
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -55,7 +55,11 @@ impl Browser {
             ] },
         } } });
         let session = browser.call(Method::POST, "/session", &wanted).await?;
-        browser.session = session.get("sessionId").and_then(Value::as_str).context("no session")?.to_owned();
+        session
+            .get("sessionId")
+            .and_then(Value::as_str)
+            .context("no session")?
+            .clone_into(&mut browser.session);
         Ok(browser)
     }
 

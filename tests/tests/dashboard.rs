@@ -38,8 +38,7 @@ async fn clean_so_far(browser: &Browser, balancer: &Balancer) -> Result<()> {
     let home = format!("http://{}/", balancer.admin());
     let requests = browser.requests().await?;
     ensure!(requests.len() > 3, "nothing was asked: {requests:?}");
-    let foreign: Vec<_> =
-        requests.iter().filter(|url| !url.starts_with(&home)).collect();
+    let foreign: Vec<_> = requests.iter().filter(|url| !url.starts_with(&home)).collect();
     ensure!(foreign.is_empty(), "asked of others: {foreign:?}");
     Ok(())
 }
@@ -66,9 +65,9 @@ fn the_dashboard_shows_what_happens() -> Result<()> {
         not_reloaded(&browser).await?;
         clean_so_far(&browser, &balancer).await?;
         browser.show_as(Scheme::Light, 420, 900).await?;
+        screenshot_narrow(&browser).await?;
         let narrow = browser.evaluate("return document.documentElement.scrollWidth").await?;
         ensure!(narrow.as_u64() <= Some(420), "on a telephone the page is {narrow} wide");
-        screenshot_narrow(&browser).await?;
         the_end(&browser, &mut balancer, cluster).await?;
         not_reloaded(&browser).await
     })
@@ -143,7 +142,7 @@ async fn a_switchover(browser: &Browser, balancer: &Balancer, cluster: &Cluster,
 
 /// A member's name is anybody's who may write to the store.
 async fn a_hostile_member(browser: &Browser, cluster: &Cluster) -> Result<()> {
-    let name = r#"<img src=x onerror="window.seen=2"><b>bold</b>"#;
+    let name = r#"<img src=x onerror="window.seen=2"><b>bold"#;
     let key = format!("members/{name}");
     let value = json!({
         "conn_url": "postgres://127.0.0.1:1/postgres", "api_url": "http://127.0.0.1:1/patroni", "state": "running",
@@ -174,7 +173,7 @@ async fn an_operator(browser: &Browser, balancer: &Balancer, cluster: &Cluster) 
     let (leader, replica) = (cluster.leader().await?, cluster.a_replica().await?);
     balancer.ask(&["maint", &format!("main/{leader}")]).await?;
     balancer.ask(&["drain", &format!("main/{replica}")]).await?;
-    let reload = balancer.reload("nonsense = 1\n").await?;
+    let reload = balancer.reload(&format!("{}[nonsense]\n", balancer.configuration(cluster))).await?;
     assert_eq!(reload.get("ok"), Some(&json!(false)));
     browser
         .wait_text(
