@@ -59,6 +59,8 @@ pub(super) struct Owner {
     /// The members named it while the store was silent.
     pub(super) by_members: bool,
     pub(super) standing: Standing,
+    /// It has been confirmed since it was named.
+    was_confirmed: bool,
     /// It is asked eagerly from here on: something has just happened to it.
     pub(super) eager_since: Moment,
     closes: u32,
@@ -78,6 +80,7 @@ impl Owner {
             key_revision,
             by_members: false,
             standing: Standing::Pending { since: now, newer_than, reach },
+            was_confirmed: false,
             eager_since: now,
             closes: 0,
             closes_since: now,
@@ -91,9 +94,9 @@ impl Owner {
         }
     }
 
-    /// Its server does not answer connections.
-    pub(super) fn unreached(&self) -> bool {
-        matches!(self.standing, Standing::Pending { reach: true, .. })
+    /// It took writes, and is being asked whether it still does.
+    pub(super) fn doubted(&self) -> bool {
+        self.was_confirmed && !self.confirmed()
     }
 
     pub(super) fn confirmed(&self) -> bool {
@@ -223,6 +226,7 @@ impl Topology {
         let Standing::Pending { since, .. } = owner.standing else { return };
         self.touched = true;
         owner.standing = Standing::Confirmed { since: now, last: asked_at.unwrap_or(since), by };
+        owner.was_confirmed = true;
         let member = owner.member.clone();
         let after_ms = u64::try_from(now.since(since).as_millis()).unwrap_or(u64::MAX);
         self.note(Loudness::Info, Some(member), What::PrimaryConfirmed { by, after_ms });

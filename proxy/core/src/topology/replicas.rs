@@ -13,7 +13,6 @@ use crate::view::{MemberName, MemberRole, MemberState, SyncView, Timeline};
 use super::Topology;
 use super::lag::Lag;
 use super::member::Member;
-use super::primary::Owner;
 
 /// After a change of leader every survivor is on the old timeline and not streaming for about two seconds.
 /// Without a grace all reads would storm the fresh primary.
@@ -186,9 +185,11 @@ impl Topology {
     pub(super) fn watch_followers(&mut self, now: Moment) {
         let keyless = self.view.as_ref().is_some_and(|view| view.leader.is_none());
         let by_members = self.owner.as_ref().is_some_and(|owner| owner.by_members);
-        let unled = keyless && !by_members || self.owner.as_ref().is_some_and(Owner::unreached);
+        let unled = self.owner.as_ref().is_some_and(|owner| keyless && !by_members || owner.doubted());
         self.unrest = match self.unrest {
             before if unled => Some(Unrest { since: before.map_or(now, |unrest| unrest.since), until: None }),
+            // The leader is back, perhaps from a crash: its replicas have to find it again.
+            Some(Unrest { since, until: None }) => Some(Unrest { since, until: Some(now + GRACE) }),
             Some(Unrest { until: Some(until), .. }) if now < until => self.unrest,
             Some(_) | None => None,
         };
