@@ -126,6 +126,8 @@ const PRIMARY = {
   confirmed: ['up', 'confirmed'], pending: ['going', 'being confirmed'], held: ['going', 'held'], none: ['down', 'no primary'],
 };
 
+const CONFIRMED_BY = {rest: 'Patroni’s REST', sql: 'SQL', 'member-key': 'its member key'};
+
 /** Why a route is missing, as the core words it (`reason` and the names that belong to it). */
 function noRoute(why) {
   if (!why) return null;
@@ -144,7 +146,7 @@ function primaryCard(status) {
   const standby = status.settings.standby_cluster;
   const [kind, word] = standby && p.state === 'none' ? ['idle', 'standby cluster'] : PRIMARY[p.state] || ['idle', p.state];
   const member = status.members.find((m) => m.name === p.member);
-  const by = p.confirmed_by && `by ${p.confirmed_by.replace('-', ' ')}${p.confirmed_ms === null ? '' : `, ${span(p.confirmed_ms)} ago`}`;
+  const by = p.confirmed_by && `by ${CONFIRMED_BY[p.confirmed_by] || p.confirmed_by.replace('-', ' ')}${p.confirmed_ms === null ? '' : `, ${span(p.confirmed_ms)} ago`}`;
   return h('div', {class: kind},
     h('h3', {}, 'Primary'),
     h('div', {class: 'big'}, h('b', {}, p.member || '–'), pill(kind, word), h('span', {class: 'soft'}, `for ${span(p.since_ms)}`)),
@@ -207,7 +209,7 @@ function memberNote(m) {
   if (!m.present) return 'its key is gone from the store';
   const error = m.answer && m.answer.error;
   const asked = error ? `Patroni: ${error.replace('-', ' ')}, ${span(m.answer.age_ms)} ago` : null;
-  return [m.leader && m.role === 'primary' ? null : m.excluded, asked].filter(Boolean).join('; ');
+  return [m.leader ? null : m.excluded, asked].filter(Boolean).join('; ');
 }
 
 function members(cluster, status, t) {
@@ -217,11 +219,11 @@ function members(cluster, status, t) {
     const traffic = cluster.traffic[m.name] || {sessions: 0, sessions_total: 0, dial_errors: 0, bytes_in: 0, bytes_out: 0};
     const r = rate(`m/${cluster.name}/${m.name}`, t, traffic.bytes_in, traffic.bytes_out);
     const [healthClass, healthWord] = health[m.health] || ['', m.health];
-    const streams = m.replication === 'not-streaming' && m.role === 'replica' ? h('span', {class: 'bad'}, ', not streaming') : null;
+    const streams = m.replication === 'not-streaming' && m.role === 'replica' && !m.leader ? h('span', {class: 'bad'}, ', not streaming') : null;
     return h('tr', {class: `row ${memberKind(m)}`},
       h('td', {}, m.name), roleCell(m), h('td', {}, m.state, streams), h('td', {class: 'mono'}, m.addresses.join(', ')),
       h('td', {class: 'n'}, m.timeline === null ? '–' : m.timeline),
-      h('td', {class: m.lag_bytes ? 'n' : 'n zero'}, m.role === 'primary' ? '' : bytes(m.lag_bytes)),
+      h('td', {class: m.lag_bytes ? 'n' : 'n zero'}, m.role === 'primary' || m.leader ? '' : bytes(m.lag_bytes)),
       h('td', {class: healthClass}, healthWord),
       number(traffic.sessions), number(traffic.sessions_total), failures(traffic.dial_errors), speed(r.rateIn), speed(r.rateOut),
       h('td', {}, m.serves.map(([l, role], i) => [i ? ', ' : '', l, role === 'fallback' ? ' (fallback)' : ''])),
@@ -264,7 +266,7 @@ function listeners(list, t) {
 function alarms(status, p) {
   const failed = !p.reload || !p.reload.text ? [] : [p.reload.ok
     ? h('li', {}, `The last reload was not complete: ${p.reload.text}`)
-    : h('li', {class: 'down'}, `The last reload failed and the old configuration stays: ${p.reload.text}`)];
+    : h('li', {class: 'down'}, 'The last reload failed and the old configuration stays:', h('pre', {}, p.reload.text))];
   const list = [
     ...failed, ...status.alarms.map((a) => h('li', {class: 'down'}, a)),
     ...status.complaints.map((c) => h('li', {}, 'Not understood in the store: ', h('code', {}, c.key), ` – ${c.problem}`)),

@@ -24,7 +24,9 @@ impl Process {
                 let result = self.take_over(config).await;
                 if result.is_ok() {
                     logging.set_level(level);
-                    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+                    for warning in &warnings {
+                        tracing::warn!("{warning}");
+                    }
                 }
                 result
             }
@@ -52,7 +54,7 @@ impl Process {
         let mut left = self.needs_restart(&new);
         self.config.log.level = new.log.level;
         self.config.log.sessions = new.log.sessions;
-        self.config.shutdown = new.shutdown.clone();
+        self.config.shutdown = new.shutdown;
         self.config.listeners.clone_from(&new.listeners);
         self.take_over_clusters(&new).await;
         self.retire_listeners(&new).await;

@@ -126,7 +126,8 @@ fn status_in_trouble_says_so() {
     served.made_up.app.set_reload(Err("line 12: unknown key".to_owned()));
     let text = served.table(&["status"]);
     for line in [
-        "the last reload failed and the old configuration stays: line 12: unknown key",
+        "the last reload failed and the old configuration stays:",
+        "  line 12: unknown key",
         "  store    no endpoint answers: 10.0.0.1:2379 timed out",
         "  ALARM    the store has been silent for 34 s; the last routes stay",
         "  store    members/<script>alert(1)</script> was not understood: conn_url has no port",

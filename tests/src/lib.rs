@@ -10,6 +10,7 @@
 
 pub mod addresses;
 pub mod balancer;
+pub mod browser;
 pub mod clients;
 pub mod cluster;
 pub mod etcd;

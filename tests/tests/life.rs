@@ -320,7 +320,9 @@ fn secrets_are_told_to_nobody() -> Result<()> {
             said += &balancer.ask(&[question, "--json"]).await?;
         }
         let check = balancer.run(&["check", "--config", "pointsman.toml"]).await?;
-        said += &format!("{check:?}{}", balancer.get("/metrics").await?.body);
+        said += &check.out;
+        said += &check.err;
+        said += &balancer.get("/metrics").await?.body;
         balancer.write(&text.replace("reader", "reader\", nonsense = \""))?;
         said += &format!("{:?}", balancer.run(&["check", "--config", "pointsman.toml"]).await?);
         balancer.signal(Signal::TERM)?;

@@ -159,9 +159,17 @@ fn parse(event: &[u8]) -> (String, String) {
 
 /// The socket that a configuration file names. Nothing else of the file is looked at: whoever asks for the
 /// status need not be able to read the secrets that the file points to.
+///
+/// A file that is no TOML is said: it may be just the one whose reload has failed.
 pub(super) fn configured(file: &Path) -> Option<PathBuf> {
     let text = std::fs::read_to_string(file).ok()?;
-    let table: toml::Table = text.parse().ok()?;
+    let Ok(table) = text.parse::<toml::Table>() else {
+        eprintln!(
+            "pointsman: {} has a syntax error: the default socket is asked (--socket names another one)",
+            file.display()
+        );
+        return None;
+    };
     let socket = table.get("admin")?.get("socket")?.as_str()?;
     Some(file.parent().unwrap_or(Path::new("")).join(socket))
 }

@@ -50,8 +50,10 @@ pub(super) fn status(answer: &Value) -> String {
         count(process, "/pid"),
     );
     if process.pointer("/reload/ok") == Some(&Value::Bool(false)) {
-        let why = clean(text(process, "/reload/text"));
-        let _ = writeln!(out, "the last reload failed and the old configuration stays: {why}");
+        let _ = writeln!(out, "the last reload failed and the old configuration stays:");
+        for line in text(process, "/reload/text").lines() {
+            let _ = writeln!(out, "{}", format!("  {}", clean(line)).trim_end());
+        }
     } else if !text(process, "/reload/text").is_empty() {
         let _ = writeln!(out, "the last reload was not complete: {}", clean(text(process, "/reload/text")));
     }

@@ -24,6 +24,7 @@ mod session;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::io;
@@ -93,8 +94,8 @@ pub struct Sockets(BTreeMap<SocketAddr, std::net::TcpListener>);
 impl Sockets {
     /// Binds an address, unless its socket is here.
     pub fn bind(&mut self, address: SocketAddr) -> Result<(), ListenError> {
-        if !self.0.contains_key(&address) {
-            self.0.insert(address, listen(address)?);
+        if let Entry::Vacant(place) = self.0.entry(address) {
+            place.insert(listen(address)?);
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! "Replicas": who is fit for reads.
 
-use super::bench::{Bench, name, writable};
+use super::bench::{Bench, name, says, writable};
 use crate::event::DialOutcome;
 use crate::view::{Lsn, MemberRole, MemberView, Replication, Revision, Tags, Timeline, TimelineSwitch};
 use pointsman_config::{Bytes, Fallback};
@@ -64,6 +64,14 @@ fn after_a_change_of_leader_its_followers_have_30_s() {
         .after(100);
     bench.expect_primary("n2").expect("replicas", &["n3"]);
     bench.after(29_000).expect("replicas", &["n3"]).after(1_000).expect("replicas", &["n2"]);
+}
+
+#[test]
+fn a_doubt_in_between_does_not_end_the_grace() {
+    let mut bench = Bench::steady();
+    bench.word("n2", writable()).leader("n2").member("n3", not_streaming).after(100);
+    bench.dial("n2", DialOutcome::Refused).after(5_000).expect_primary("n2").expect("replicas", &["n3"]);
+    bench.after(24_000).expect("replicas", &["n3"]).after(2_000).expect("replicas", &["n2"]);
 }
 
 #[test]
@@ -182,4 +190,22 @@ fn the_last_sync_standby_stands_in_while_the_store_names_none() {
 fn but_only_if_it_streams() {
     let mut bench = Bench::steady();
     bench.sync(&["n2"]).sync(&[]).member("n2", not_streaming).expect("sync", &["n1"]);
+}
+
+/// A primary that crashes and is restarted in place: nobody streams meanwhile, nor for some seconds afterwards,
+/// and reads go on all the time.
+#[test]
+fn a_leader_that_restarts_in_place_takes_no_replica_with_it() {
+    let mut bench = Bench::steady();
+    bench.word("n1", says(MemberRole::Primary, "starting")).dial("n1", DialOutcome::NotReady);
+    bench.expect_no_primary("pending");
+    bench
+        .after(1_000)
+        .member("n2", not_streaming)
+        .member("n3", not_streaming)
+        .expect("replicas", &["n2", "n3"]);
+    bench.word("n1", writable()).after(1_000).expect_primary("n1").expect("replicas", &["n2", "n3"]);
+    bench.after(5_000).expect("replicas", &["n2", "n3"]);
+    bench.member("n2", |view| view.replication = Replication::Streaming);
+    bench.after(30_000).expect("replicas", &["n2"]);
 }
