@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use hyper::Method;
@@ -185,6 +185,16 @@ impl Cluster {
             Ok(leader)
         });
         led.await.with_context(|| self.tails())
+    }
+
+    /// Waits until the leader key names anybody but `name`, writable or not; answers when that was seen.
+    pub async fn wait_key_moved(&self, name: &str, deadline: Duration) -> Result<Instant> {
+        wait::until(format!("the leader key to leave {name}"), deadline, async || {
+            let leader = self.leader().await?;
+            ensure!(leader != name, "{name} still leads");
+            Ok(Instant::now())
+        })
+        .await
     }
 
     /// All members, in the order of their names.

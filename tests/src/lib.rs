@@ -36,3 +36,9 @@ pub use member::MemberOptions;
 pub use network::{FakeNetwork, Weather};
 pub use pointsman::Pointsman;
 pub use site::Site;
+
+/// Prints a measurement, also when the test passes: `println!` is only shown when it fails.
+pub fn say(line: &str) -> anyhow::Result<()> {
+    use std::io::Write as _;
+    Ok(writeln!(std::io::stdout(), "  {line}")?)
+}

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::process::Command;
 use tokio::sync::OnceCell;
 
@@ -100,6 +100,38 @@ impl Pointsman {
     /// `/api/v1/status`.
     pub async fn status(&self) -> Result<Value> {
         http::get(self.admin(), "/api/v1/status").await?.json()
+    }
+
+    /// Waits until the read port has `count` candidates: a member's key says that it streams only after Patroni's next
+    /// look, which may be later than [`Cluster::wait_ready`].
+    pub async fn wait_replicas(&self, count: usize) -> Result<()> {
+        wait::until(format!("{count} replicas to serve"), READY_DEADLINE, async || {
+            let status = self.status().await?;
+            let primary = status.pointer("/clusters/0/status/primary/state").cloned();
+            let candidates = status.pointer("/listeners/1/candidates").and_then(Value::as_array);
+            let serving = candidates.map_or(0, Vec::len);
+            ensure!(
+                primary == Some(json!("confirmed")) && serving == count,
+                "primary {primary:?}, candidates {candidates:?}"
+            );
+            Ok(())
+        })
+        .await
+    }
+
+    /// How many sessions are held, at all listeners.
+    pub async fn held(&self) -> Result<u64> {
+        let status = self.status().await?;
+        let listeners = status.get("listeners").and_then(Value::as_array).context("no listeners")?;
+        Ok(listeners.iter().filter_map(|listener| listener.get("held")?.as_u64()).sum())
+    }
+
+    /// What it has to say against a key of the store (`members/pg1`), if anything.
+    pub async fn complaint(&self, key: &str) -> Result<Option<Value>> {
+        let status = self.status().await?;
+        let all = status.pointer("/clusters/0/status/complaints").and_then(Value::as_array);
+        let mut all = all.context("no complaints")?.iter();
+        Ok(all.find(|complaint| complaint.get("key").is_some_and(|named| named == key)).cloned())
     }
 
     /// What it has logged so far.

@@ -2,14 +2,15 @@
 
 use std::net::SocketAddr;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use tokio::process::Command;
 use tokio::task::JoinSet;
 use tokio_postgres::{Config, NoTls, SimpleQueryMessage};
 
 use crate::tools::Tools;
+use crate::wait;
 
 /// The superuser of the test clusters; loopback needs no password.
 pub const USER: &str = "postgres";
@@ -36,6 +37,24 @@ pub async fn psql(tools: &Tools, conninfo: &str, statement: &str) -> Result<Stri
         bail!("psql: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
+}
+
+/// What `psql` says when it cannot connect to `address`.
+pub async fn psql_error(tools: &Tools, address: SocketAddr) -> String {
+    match psql(tools, &conninfo(address), "select 1").await {
+        Ok(_) => "psql was served".to_owned(),
+        Err(error) => format!("{error:#}"),
+    }
+}
+
+/// Waits until new connections to `address` reach `server`.
+pub async fn wait_led_to(address: SocketAddr, server: SocketAddr, deadline: Duration) -> Result<()> {
+    wait::until(format!("{address} to lead to {server}"), deadline, async || {
+        let reached = who(address, deadline).await?;
+        ensure!(reached.server == server, "it leads to {}", reached.server);
+        Ok(())
+    })
+    .await
 }
 
 /// Which server a session has reached, and in which role.
@@ -68,6 +87,16 @@ impl Client {
         // An error of the connection is seen by whoever waits for an answer.
         tasks.spawn(async move { drop(connection.await) });
         Ok(Self { session, _connection: tasks })
+    }
+
+    /// Waits until the other side has ended the session; answers when.
+    pub async fn ended(&self, deadline: Duration) -> Result<Instant> {
+        let started = Instant::now();
+        while !self.session.is_closed() {
+            ensure!(started.elapsed() < deadline, "the session still lives after {deadline:?}");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        Ok(Instant::now())
     }
 
     /// Asks the server who it is, in one round trip.

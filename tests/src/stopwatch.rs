@@ -200,7 +200,8 @@ pub fn judge(
     })
 }
 
-fn signed_ms(from: Instant, to: Instant) -> f64 {
+/// Milliseconds from one instant to another, below zero when the other was first.
+pub fn signed_ms(from: Instant, to: Instant) -> f64 {
     let after = to.saturating_duration_since(from).as_secs_f64();
     let before = from.saturating_duration_since(to).as_secs_f64();
     (after - before) * 1000.0

@@ -16,7 +16,7 @@ const SLOW: Duration = Duration::from_secs(2);
 async fn nonsense_in_the_store_is_shown_and_harms_nobody() -> Result<()> {
     let cluster = Cluster::start(&ClusterOptions::default()).await?;
     let pointsman = Pointsman::start(&cluster, 0).await?;
-    both_replicas_serve(&pointsman).await?;
+    pointsman.wait_replicas(2).await?;
 
     let watchers = Watchers::start(&pointsman).await?;
     members_that_do_not_exist(&cluster, &pointsman).await?;
@@ -209,32 +209,15 @@ async fn the_leader_key(cluster: &Cluster, pointsman: &Pointsman) -> Result<()> 
 
 async fn shown(pointsman: &Pointsman, key: &str) -> Result<()> {
     wait::until(format!("a complaint about {key}"), SOON, async || {
-        complaint(pointsman, key).await?.map(drop).context("there is none")
+        pointsman.complaint(key).await?.map(drop).context("there is none")
     })
     .await
 }
 
 async fn cleared(pointsman: &Pointsman, key: &str) -> Result<()> {
     wait::until(format!("no complaint about {key} any more"), SOON, async || {
-        let complaint = complaint(pointsman, key).await?;
+        let complaint = pointsman.complaint(key).await?;
         ensure!(complaint.is_none(), "{complaint:?}");
-        Ok(())
-    })
-    .await
-}
-
-async fn complaint(pointsman: &Pointsman, key: &str) -> Result<Option<Value>> {
-    let status = pointsman.status().await?;
-    let all =
-        status.pointer("/clusters/0/status/complaints").and_then(Value::as_array).context("no complaints")?;
-    Ok(all.iter().find(|complaint| complaint.get("key").is_some_and(|named| named == key)).cloned())
-}
-
-async fn both_replicas_serve(pointsman: &Pointsman) -> Result<()> {
-    wait::until("two replicas to serve", SOON, async || {
-        let status = pointsman.status().await?;
-        let candidates = status.pointer("/listeners/1/candidates").and_then(Value::as_array).map(Vec::len);
-        ensure!(candidates == Some(2), "{candidates:?}");
         Ok(())
     })
     .await
