@@ -310,6 +310,11 @@ fn hostile_clients_cost_themselves_only() -> Result<()> {
         for _ in 0..300 {
             crowd.push(TcpStream::connect(admin).await?);
         }
+        let mut turned_away = Vec::new();
+        crowd.last_mut().context("a crowd")?.read_to_end(&mut turned_away).await?;
+        let turned_away = String::from_utf8(turned_away)?;
+        let length = format!("content-length: {}\r\n", body(&turned_away).len());
+        assert!(status(&turned_away) == Some(503) && turned_away.contains(&length), "{turned_away}");
         sql::who(balancer.primary(), SOON).await?;
         assert!(balancer.ask(&["status"]).await?.starts_with("lb1: ready"));
         drop(crowd);
