@@ -586,6 +586,88 @@ async fn nobody_is_left(cluster: &mut Cluster, impatient: SocketAddr) -> Result<
     Ok(())
 }
 
+// ---- For a long look by hand -------------------------------------------------------------------------------------------
+
+/// Ten switchovers in a row under load: descriptors, memory and the log must not grow with them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes minutes: run it by name and read what it prints"]
+async fn ten_switchovers_in_a_row() -> Result<()> {
+    let cluster = Cluster::start(&ClusterOptions::default()).await?;
+    let pointsman = Pointsman::start(&cluster, 0).await?;
+    both_replicas_serve(&pointsman).await?;
+    let tools = &cluster.site.tools;
+    let pgbench = |conninfo: String, arguments: &[&str]| {
+        let mut command = Command::new(tools.postgres_bin.join("pgbench"));
+        command.args(arguments).arg(conninfo).stdout(Stdio::piped());
+        command
+    };
+    run(&mut pgbench(pointsman.primary_conninfo(), &["-i", "-q"])).await?;
+    for round in 1..=10 {
+        cluster.wait_ready().await?;
+        let writes = Clients::start(pointsman.primary(), EVERY);
+        let reads = Clients::start(pointsman.replicas(), EVERY);
+        writes.wait_served(20, SOON).await?;
+        // Its sessions on the old primary end with the switchover: it is not expected to end well.
+        let mut bench = pgbench(pointsman.primary_conninfo(), &["-c", "8", "-j", "2", "-T", "6"]);
+        let mut readers =
+            pgbench(pointsman.replicas_conninfo(), &["-c", "8", "-j", "2", "-T", "6", "-S", "-n"]);
+        let candidate = cluster.a_replica().await?;
+        let begun = Instant::now();
+        let (bench, readers, switched) =
+            tokio::join!(run(&mut bench), run(&mut readers), cluster.switchover(&candidate));
+        switched?;
+        writes.wait_served(20, FAILOVER).await?;
+        let (writes, reads) = (writes.finish().await, reads.finish().await);
+        let check = |name, served: &Served, role: Option<bool>| {
+            let none_failed = served.check_none_failed(None).err();
+            let role = role.and_then(|role| served.check_role(role).err());
+            format!("{name} {} slowest {:?} {none_failed:?} {role:?}", served.0.len(), served.slowest())
+        };
+        say(&format!(
+            "round {round}, {:?}: {}; {}; pgbench {}; readers {}; {}",
+            begun.elapsed(),
+            check("writes", &writes, Some(false)),
+            check("reads", &reads, None),
+            bench.as_ref().map_or_else(
+                |error| format!("{error:#}").lines().last().unwrap_or_default().to_owned(),
+                |_| "well".to_owned()
+            ),
+            readers.as_ref().map_or_else(|error| format!("{error:#}"), |_| "well".to_owned()),
+            usage(&pointsman)?,
+        ))?;
+    }
+    wait::until("all sessions to be over", SOON, async || {
+        let status = pointsman.status().await?;
+        ensure!(
+            status.pointer("/process/sessions").and_then(|count| count.as_u64()) == Some(0),
+            "there are some"
+        );
+        Ok(())
+    })
+    .await?;
+    say(&format!("at rest: {}", usage(&pointsman)?))?;
+    if let Some(path) = std::env::var_os("KEEP_LOG") {
+        std::fs::write(path, pointsman.log()?)?;
+    }
+    Ok(())
+}
+
+/// Descriptors, memory, threads and lines of the log.
+fn usage(pointsman: &Pointsman) -> Result<String> {
+    let process = format!("/proc/{}", pointsman.server().pid().context("it has ended")?.as_raw_nonzero());
+    let descriptors = std::fs::read_dir(format!("{process}/fd"))?.count();
+    let status = std::fs::read_to_string(format!("{process}/status"))?;
+    let field = |name: &str| {
+        status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim().to_owned()
+    };
+    let lines = pointsman.log()?.lines().count();
+    Ok(format!(
+        "{descriptors} descriptors, {} resident, {} threads, {lines} lines of log",
+        field("VmRSS:"),
+        field("Threads:")
+    ))
+}
+
 // ---- Small things ----------------------------------------------------------------------------------------------------
 
 /// Waits until new connections to `address` reach `server`.

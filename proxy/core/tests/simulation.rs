@@ -1,8 +1,8 @@
 //! The simulation: a world of members, a store and bad luck, around one [`Topology`].
 //!
 //! Each run is made of one seed: the world acts at random (leaders change, keys vanish and come back late,
-//! snapshots are doubled and merged, the store falls silent, servers refuse, probes lie), and after every
-//! single step the invariants are checked. Then the bad luck ends, and after a quiet time the table must
+//! snapshots are doubled and merged, the store falls silent, servers refuse, probes lie, clients come), and
+//! after every single step the invariants are checked. Then the bad luck ends, and after a quiet time the table must
 //! equal the truth.
 //!
 //! A failure prints its seed; `POINTSMAN_SEED=0x… cargo test -p pointsman-core --test simulation` replays
@@ -22,7 +22,7 @@ use std::panic::AssertUnwindSafe;
 
 use world::World;
 
-const RUNS: u64 = 1_000;
+const RUNS: u64 = 800;
 const STEPS: usize = 300;
 
 fn run(seed: u64, trace: bool) {

@@ -42,7 +42,7 @@ impl Topology {
         }
         let owner = self.owner.as_ref().filter(|owner| owner.member == *name);
         if let Some(owner) = owner
-            && let Standing::Pending { reach: true, .. } = owner.standing
+            && owner.unreached()
         {
             return Some(backoff(now.since(owner.eager_since)));
         }

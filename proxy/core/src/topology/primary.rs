@@ -35,8 +35,8 @@ pub(super) enum Standing {
         since: Moment,
         /// A member key proves something only if it was written after this revision.
         newer_than: Revision,
-        /// Its server could not be reached: it must also answer a connection.
-        reach: bool,
+        /// Its server could not be reached then: it must also answer a connection since.
+        unreached: Option<Moment>,
     },
     /// Takes writes.
     Confirmed {
@@ -79,7 +79,7 @@ impl Owner {
             member,
             key_revision,
             by_members: false,
-            standing: Standing::Pending { since: now, newer_than, reach },
+            standing: Standing::Pending { since: now, newer_than, unreached: reach.then_some(now) },
             was_confirmed: false,
             eager_since: now,
             closes: 0,
@@ -92,6 +92,11 @@ impl Owner {
         match self.standing {
             Standing::Pending { since, .. } | Standing::Confirmed { since, .. } => since,
         }
+    }
+
+    /// Its server does not answer connections.
+    pub(super) fn unreached(&self) -> bool {
+        matches!(self.standing, Standing::Pending { unreached: Some(_), .. })
     }
 
     /// It took writes, and is being asked whether it still does.
@@ -198,9 +203,10 @@ impl Topology {
         owner.eager_since = now;
         owner.closes = 0;
         match &mut owner.standing {
-            Standing::Pending { reach: must_reach, .. } => *must_reach |= reach,
+            Standing::Pending { unreached, .. } => *unreached = reach.then_some(now).or(*unreached),
             Standing::Confirmed { .. } => {
-                owner.standing = Standing::Pending { since: now, newer_than, reach };
+                let unreached = reach.then_some(now);
+                owner.standing = Standing::Pending { since: now, newer_than, unreached };
                 let member = owner.member.clone();
                 self.note(Loudness::Info, Some(member), What::PrimaryDoubted { why });
             }
@@ -371,12 +377,12 @@ impl Topology {
         }
     }
 
-    /// If the doubt asks for it: whether the owner's server has answered a connection since.
+    /// Whether the owner's server has answered a connection since it last failed to.
     fn is_reached(&self, owner: &Owner) -> bool {
         let served_at = self.members.get(&owner.member).and_then(|member| member.health.served_at);
         match owner.standing {
-            Standing::Pending { since, reach: true, .. } => served_at.is_some_and(|at| at >= since),
-            Standing::Pending { reach: false, .. } | Standing::Confirmed { .. } => true,
+            Standing::Pending { unreached: Some(failed), .. } => served_at.is_some_and(|at| at >= failed),
+            Standing::Pending { unreached: None, .. } | Standing::Confirmed { .. } => true,
         }
     }
 
@@ -425,7 +431,7 @@ impl Topology {
             Standing::Pending { newer_than: key_after, .. } => *key_after = newer_than,
             Standing::Confirmed { .. } if in_recovery => {
                 self.touched = true;
-                owner.standing = Standing::Pending { since: now, newer_than, reach: false };
+                owner.standing = Standing::Pending { since: now, newer_than, unreached: None };
                 owner.eager_since = now;
                 let member = owner.member.clone();
                 self.note(Loudness::Warn, Some(member), What::PrimaryDemoted);

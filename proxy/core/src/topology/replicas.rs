@@ -69,7 +69,9 @@ impl fmt::Display for Unfit {
 pub(super) struct Unrest {
     /// When it began.
     since: Moment,
-    /// Until when it excuses those who followed before; `None`: it is going on.
+    /// It is going on.
+    unled: bool,
+    /// Until when the last change of leader excuses those who followed before.
     until: Option<Moment>,
 }
 
@@ -169,7 +171,7 @@ impl Topology {
         let unfit = self.not_following(member)?;
         let excused = self.unrest.is_some_and(|unrest| {
             let followed = member.followed_at.is_some_and(|at| at + FOLLOWED_UNTIL >= unrest.since);
-            followed && unrest.until.is_none_or(|until| now < until)
+            followed && (unrest.unled || unrest.until.is_some_and(|until| now < until))
         });
         (!excused || self.diverged(member)).then_some(unfit)
     }
@@ -186,13 +188,14 @@ impl Topology {
         let keyless = self.view.as_ref().is_some_and(|view| view.leader.is_none());
         let by_members = self.owner.as_ref().is_some_and(|owner| owner.by_members);
         let unled = self.owner.as_ref().is_some_and(|owner| keyless && !by_members || owner.doubted());
-        self.unrest = match self.unrest {
-            before if unled => Some(Unrest { since: before.map_or(now, |unrest| unrest.since), until: None }),
-            // The leader is back, perhaps from a crash: its replicas have to find it again.
-            Some(Unrest { since, until: None }) => Some(Unrest { since, until: Some(now + GRACE) }),
-            Some(Unrest { until: Some(until), .. }) if now < until => self.unrest,
-            Some(_) | None => None,
+        let before = self.unrest;
+        let until = if before.is_some_and(|unrest| unrest.unled) && !unled {
+            Some(now + GRACE) // the leader is back, perhaps from a crash: its replicas have to find it again
+        } else {
+            before.and_then(|unrest| unrest.until).filter(|until| now < *until)
         };
+        let since = before.map_or(now, |unrest| unrest.since);
+        self.unrest = (unled || until.is_some()).then_some(Unrest { since, unled, until });
         let following = |(name, member): (&MemberName, &Member)| {
             let follows = member.present() && member.is_replica() && self.not_following(member).is_none();
             (follows && !self.is_leader(name)).then(|| name.clone())
@@ -208,7 +211,7 @@ impl Topology {
     /// A new leader has been named: its replicas have some time to turn to it.
     pub(super) fn unrest_ends(&mut self, now: Moment) {
         let since = self.unrest.map_or(now, |unrest| unrest.since);
-        self.unrest = Some(Unrest { since, until: Some(now + GRACE) });
+        self.unrest = Some(Unrest { since, unled: false, until: Some(now + GRACE) });
     }
 
     /// Positions of another leader's timeline say nothing.

@@ -139,6 +139,13 @@ fn a_refused_dial_makes_it_pending_until_a_connection_is_answered_again() {
 }
 
 #[test]
+fn a_leader_that_fails_again_while_pending_must_be_reached_again() {
+    let mut bench = Bench::steady();
+    bench.silent("n1").after(2_000).dial("n1", DialOutcome::Refused).after(1_000); // probes reach it meanwhile
+    bench.dial("n1", DialOutcome::Refused).answers("n1", 0, writable()).expect_no_primary("pending");
+}
+
+#[test]
 fn without_rest_a_refused_leader_comes_back_by_its_key_and_a_connection() {
     let mut bench = Bench::steady();
     bench.member("n1", |view| view.api = None::<ApiUrl>).server("n1", false).dial("n1", DialOutcome::Refused);
@@ -228,7 +235,10 @@ fn another_leader_ends_every_session_on_the_old_one_in_the_same_step() {
     let mut bench = Bench::steady();
     bench.member("n2", |view| view.replication = Replication::NotStreaming);
     bench.member("n3", |view| view.replication = Replication::NotStreaming);
-    bench.expect("replicas", &["n1"]).leader("n2");
+    let terms = ["primary", "replicas", "any"]
+        .map(|listener| bench.expect(listener, &["n1"]).route(listener).unwrap()[0].term);
+    bench.leader("n2");
+    assert!(terms.iter().all(|term| bench.ended.iter().any(|(ended, _)| ended == term)));
     bench.expect_no_primary("pending").expect_revoked(&[("n1", RevokeReason::LeaderChanged)]);
     let table = bench.topology.table();
     assert!(

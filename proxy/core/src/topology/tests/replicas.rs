@@ -67,6 +67,14 @@ fn after_a_change_of_leader_its_followers_have_30_s() {
 }
 
 #[test]
+fn a_doubt_in_between_does_not_end_the_grace() {
+    let mut bench = Bench::steady();
+    bench.word("n2", writable()).leader("n2").member("n3", not_streaming).after(100);
+    bench.dial("n2", DialOutcome::Refused).after(5_000).expect_primary("n2").expect("replicas", &["n3"]);
+    bench.after(24_000).expect("replicas", &["n3"]).after(2_000).expect("replicas", &["n2"]);
+}
+
+#[test]
 fn the_grace_is_not_for_one_that_did_not_follow_before() {
     let mut bench = Bench::steady();
     bench.member("n3", not_streaming).after(20_000).expect("replicas", &["n2"]);
