@@ -350,7 +350,7 @@ fn the_stream_of_events_tells_a_switchover() -> Result<()> {
 
         let switched = cluster.switchover(&new);
         let mut told = Vec::new();
-        let heard = async {
+        let listen = async {
             while let Some(line) = lines.next_line().await? {
                 let Some(data) = line.strip_prefix("data: ") else { continue };
                 let event: serde_json::Value = serde_json::from_str(data)?;
@@ -362,10 +362,10 @@ fn the_stream_of_events_tells_a_switchover() -> Result<()> {
             }
             anyhow::bail!("the stream has ended")
         };
-        let heard = tokio::time::timeout(Duration::from_secs(40), heard);
-        let (heard, switched) = tokio::join!(heard, switched);
+        let listen = tokio::time::timeout(Duration::from_secs(40), listen);
+        let (told_all, switched) = tokio::join!(listen, switched);
         switched?;
-        heard.with_context(|| balancer.tail())??;
+        told_all.with_context(|| balancer.tail())??;
         let place = |event: &str| {
             told.iter().position(|told| *told == event).with_context(|| format!("no {event}: {told:?}"))
         };

@@ -324,7 +324,9 @@ fn secrets_are_told_to_nobody() -> Result<()> {
         said += &check.err;
         said += &balancer.get("/metrics").await?.body;
         balancer.write(&text.replace("reader", "reader\", nonsense = \""))?;
-        said += &format!("{:?}", balancer.run(&["check", "--config", "pointsman.toml"]).await?);
+        let check = balancer.run(&["check", "--config", "pointsman.toml"]).await?;
+        assert_eq!(check.code, 78, "{check:?}");
+        said += &check.err;
         balancer.signal(Signal::TERM)?;
         balancer.ended(SOON).await?;
         said += &balancer.log()?;

@@ -76,6 +76,10 @@ fn limits_networks_and_the_level_of_the_log_change() -> Result<()> {
         assert_eq!(balancer.status("/listeners/0/hold_ms").await?, json!(7000));
         assert_eq!(balancer.status("/listeners/0/max_held").await?, json!(3));
 
+        let weighed = text.replace("[clusters.main]", "[clusters.main]\nweights = { pg1 = 7 }");
+        is_complete(&balancer.reload(&weighed).await?)?;
+        balancer.wait_status("/clusters/0/status/members/0/weight", &json!(7)).await?;
+
         assert!(!balancer.log()?.contains("DEBUG"));
         let denied = listener("deny = [\"127.0.0.0/8\"]").replace("\"info\"", "\"debug\"");
         is_complete(&balancer.reload(&denied).await?)?;
