@@ -144,7 +144,7 @@ async fn accept_unix(listener: UnixListener, context: Context) {
 fn turn_away(stream: &TcpStream) {
     const FULL: &[u8] =
         b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: text/plain\r\nconnection: close\r\n\
-        content-length: 37\r\n\r\ntoo many connections to the admin port";
+        content-length: 38\r\n\r\ntoo many connections to the admin port";
     let _ = stream.try_write(FULL);
 }
 

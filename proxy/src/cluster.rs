@@ -102,11 +102,13 @@ impl Cluster {
         &self.reports
     }
 
-    /// Takes over what can change while it runs: listeners, `stale_primary`, and the source, which is
+    /// Takes over what can change while it runs: listeners, `stale_primary`, weights, and the source, which is
     /// started anew if it changed. Waits for room in the control task's channel.
     pub async fn reconfigure(&mut self, config: pointsman_config::Cluster, listeners: &[Listener]) {
         let policy = policy(&config, listeners);
-        let source_changed = config.discovery != self.config.discovery;
+        // The source gives the members their weights.
+        let source_changed =
+            config.discovery != self.config.discovery || config.weights != self.config.weights;
         self.config = config;
         let _ = self.events.send(Event::Policy(policy)).await; // fails only when the control task has ended
         if source_changed {

@@ -65,6 +65,12 @@ pub struct Descriptors {
 }
 
 impl Descriptors {
+    /// How many sessions may be open at once, so that a crowd of clients leaves the reserve alone. `None`: no limit.
+    pub fn room(&self) -> Option<usize> {
+        let limit = self.limit?;
+        usize::try_from((limit - RESERVE.min(limit / 2)) / 2).ok()
+    }
+
     /// What to tell the operator, if the limit may be reached.
     pub fn warning(&self) -> Option<String> {
         let limit = self.limit.filter(|limit| *limit < self.need)?;
@@ -151,6 +157,13 @@ mod tests {
     fn a_limit_that_suffices_is_no_warning() {
         assert_eq!(Descriptors { limit: Some(20_512), need: 20_512 }.warning(), None);
         assert_eq!(Descriptors { limit: None, need: 20_512 }.warning(), None);
+    }
+
+    #[test]
+    fn sessions_leave_the_reserve_alone() {
+        assert_eq!(Descriptors { limit: Some(20_512), need: 0 }.room(), Some(10_000));
+        assert_eq!(Descriptors { limit: Some(100), need: 0 }.room(), Some(25));
+        assert_eq!(Descriptors { limit: None, need: 0 }.room(), None);
     }
 
     #[test]

@@ -104,6 +104,7 @@ impl Process {
                     config.discovery = cluster.discovery.clone();
                     config.stale_primary = cluster.stale_primary;
                     config.balancers = cluster.balancers;
+                    config.weights.clone_from(&cluster.weights);
                     running.reconfigure(config, &listeners).await;
                 }
                 None => self.start_cluster(cluster.clone()),

@@ -33,10 +33,12 @@ const HOUSEKEEPING: Duration = Duration::from_secs(5);
 /// Runs until a signal ends it. `file` is read anew on SIGHUP.
 pub async fn run(config: Config, file: &Path, logging: &Logging) -> anyhow::Result<()> {
     let mut signals = Signals::new().context("cannot listen for signals")?;
-    if let Some(warning) = life::raise_descriptors(&config).warning() {
+    let descriptors = life::raise_descriptors(&config);
+    if let Some(warning) = descriptors.warning() {
         tracing::warn!("{warning}");
     }
     let app = Arc::new(App::new(config.node.clone()).with_log(logging.dropped_lines()));
+    app.sessions.set_room(descriptors.room());
     let admin = Admin::bind(&config.admin)?;
     let mut process = Process::start(file.to_owned(), config, Arc::clone(&app))?;
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -144,6 +144,11 @@ const SHARDS: usize = 16;
 #[derive(Debug, Default)]
 pub struct Sessions {
     next: AtomicU64,
+    live: AtomicUsize,
+    /// How many the descriptors of the process allow. 0: as many as come.
+    room: AtomicUsize,
+    /// Connections are being turned away because there is no room.
+    refusing: AtomicBool,
     shards: [Mutex<HashMap<SessionId, Arc<Session>>>; SHARDS],
 }
 
@@ -157,6 +162,7 @@ impl Sessions {
         local: SocketAddr,
     ) -> SessionGuard {
         let id = SessionId(self.next.fetch_add(1, Ordering::Relaxed) + 1);
+        self.live.fetch_add(1, Ordering::Relaxed);
         let session = Arc::new(Session {
             id,
             cluster,
@@ -174,6 +180,29 @@ impl Sessions {
         });
         self.shard(id).insert(id, Arc::clone(&session));
         SessionGuard { register: Arc::clone(self), session }
+    }
+
+    /// Says how many sessions the descriptors of the process allow. `None`: as many as come.
+    pub fn set_room(&self, sessions: Option<usize>) {
+        self.room.store(sessions.map_or(0, |sessions| sessions.max(1)), Ordering::Relaxed);
+    }
+
+    /// Whether one more session would take a descriptor that others need: the store, Patroni, operators.
+    pub fn is_full(&self) -> bool {
+        let room = self.room.load(Ordering::Relaxed);
+        room > 0 && self.live.load(Ordering::Relaxed) >= room
+    }
+
+    /// Whether this refusal for want of room is the first one since there was plenty: one line in the log is enough.
+    pub fn begins_to_refuse(&self) -> bool {
+        !self.refusing.swap(true, Ordering::Relaxed)
+    }
+
+    fn left(&self) {
+        let live = self.live.fetch_sub(1, Ordering::Relaxed) - 1;
+        if self.refusing.load(Ordering::Relaxed) && live < self.room.load(Ordering::Relaxed) / 10 * 9 {
+            self.refusing.store(false, Ordering::Relaxed);
+        }
     }
 
     /// Every live session, by number.
@@ -222,6 +251,7 @@ impl std::ops::Deref for SessionGuard {
 
 impl Drop for SessionGuard {
     fn drop(&mut self) {
+        self.register.left();
         self.register.shard(self.session.id).remove(&self.session.id);
     }
 }

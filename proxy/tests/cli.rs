@@ -112,7 +112,7 @@ fn status_of_a_healthy_cluster() {
     );
     let head: Vec<_> = text.lines().take(4).map(calm).collect();
     assert!(
-        head[0].starts_with("lb0: ready, up 0") && head[0].contains(", 0 sessions, pointsman 0.0.0 (pid 0)"),
+        head[0].starts_with("lb0: ready, up 0") && head[0].contains(", 0 session, pointsman 0.0.0 (pid 0)"),
         "{text}"
     );
     assert_eq!(head[2], "cluster main (etcd: alive, 0 ms ago)");

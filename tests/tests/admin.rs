@@ -310,6 +310,11 @@ fn hostile_clients_cost_themselves_only() -> Result<()> {
         for _ in 0..300 {
             crowd.push(TcpStream::connect(admin).await?);
         }
+        let mut turned_away = Vec::new();
+        crowd.last_mut().context("a crowd")?.read_to_end(&mut turned_away).await?;
+        let turned_away = String::from_utf8(turned_away)?;
+        let length = format!("content-length: {}\r\n", body(&turned_away).len());
+        assert!(status(&turned_away) == Some(503) && turned_away.contains(&length), "{turned_away}");
         sql::who(balancer.primary(), SOON).await?;
         assert!(balancer.ask(&["status"]).await?.starts_with("lb1: ready"));
         drop(crowd);
@@ -345,7 +350,7 @@ fn the_stream_of_events_tells_a_switchover() -> Result<()> {
 
         let switched = cluster.switchover(&new);
         let mut told = Vec::new();
-        let heard = async {
+        let listen = async {
             while let Some(line) = lines.next_line().await? {
                 let Some(data) = line.strip_prefix("data: ") else { continue };
                 let event: serde_json::Value = serde_json::from_str(data)?;
@@ -357,10 +362,10 @@ fn the_stream_of_events_tells_a_switchover() -> Result<()> {
             }
             anyhow::bail!("the stream has ended")
         };
-        let heard = tokio::time::timeout(Duration::from_secs(40), heard);
-        let (heard, switched) = tokio::join!(heard, switched);
+        let listen = tokio::time::timeout(Duration::from_secs(40), listen);
+        let (told_all, switched) = tokio::join!(listen, switched);
         switched?;
-        heard.with_context(|| balancer.tail())??;
+        told_all.with_context(|| balancer.tail())??;
         let place = |event: &str| {
             told.iter().position(|told| *told == event).with_context(|| format!("no {event}: {told:?}"))
         };

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use pointsman_tests::balancer::{Balancer, SOON};
-use pointsman_tests::shared::beside_others;
+use pointsman_tests::shared::{alone, beside_others};
 use pointsman_tests::sql::{self, Client};
 use pointsman_tests::{stopwatch, wait};
 use rustix::process::Signal;
@@ -75,6 +75,10 @@ fn limits_networks_and_the_level_of_the_log_change() -> Result<()> {
         sql::who(balancer.primary(), SOON).await?;
         assert_eq!(balancer.status("/listeners/0/hold_ms").await?, json!(7000));
         assert_eq!(balancer.status("/listeners/0/max_held").await?, json!(3));
+
+        let weighed = text.replace("[clusters.main]", "[clusters.main]\nweights = { pg1 = 7 }");
+        is_complete(&balancer.reload(&weighed).await?)?;
+        balancer.wait_status("/clusters/0/status/members/0/weight", &json!(7)).await?;
 
         assert!(!balancer.log()?.contains("DEBUG"));
         let denied = listener("deny = [\"127.0.0.0/8\"]").replace("\"info\"", "\"debug\"");
@@ -169,6 +173,57 @@ fn a_listener_moves_and_its_sessions_stay() -> Result<()> {
         sql::who(balancer.port(5012), SOON).await?;
         refuses(balancer.port(5010)).await?;
         drains_with(balancer, session).await
+    })
+}
+
+#[test]
+fn who_is_held_stays_held_when_the_listener_moves() -> Result<()> {
+    beside_others(async |cluster| {
+        let balancer = Balancer::ready(cluster).await?;
+        let text = balancer.configuration(cluster);
+        let leader = cluster.leader().await?;
+        balancer.ask(&["maint", &format!("main/{leader}")]).await?;
+        balancer.wait_status("/listeners/0/state", &json!("held")).await?;
+        let waiting = sql::who(balancer.primary(), SOON);
+        let moving = async {
+            balancer.wait_status("/listeners/0/held", &json!(1)).await?;
+            is_complete(&balancer.reload(&text.replace("HOST:5000", "HOST:5010")).await?)?;
+            ensure!(balancer.status("/listeners/0/held").await? == 1, "nobody is held any more");
+            balancer.ask(&["ready", &format!("main/{leader}")]).await
+        };
+        let (reached, _) = tokio::try_join!(waiting, moving)?;
+        assert!(!reached.in_recovery);
+        Ok(())
+    })
+}
+
+#[test]
+fn a_change_of_leader_cuts_sessions_of_a_cluster_that_went() -> Result<()> {
+    alone(async |cluster| {
+        let balancer = Balancer::ready(cluster).await?;
+        let text = balancer.configuration(cluster);
+        let endpoints = cluster.etcd.endpoints();
+        let two = text.replace("target = ", "cluster = \"main\"\ntarget = ")
+            + &format!(
+                "[clusters.twin]\nscope = \"main\"\ndiscovery = {{ etcd = {{ endpoints = {endpoints:?} }} }}\n\
+                 [[listeners]]\nname = \"twin\"\ncluster = \"twin\"\nbind = \"HOST:5002\"\ntarget = \"primary\"\n"
+            );
+        is_complete(&balancer.reload(&two).await?)?;
+        let session = Client::connect(balancer.port(5002), SOON).await?;
+        is_complete(&balancer.reload(&text).await?)?;
+        still_works(&session).await?;
+        // Nobody says goodbye: what ends the session is that another member is named.
+        let (old, new) = (cluster.leader().await?, cluster.a_replica().await?);
+        cluster.freeze_member(&old)?;
+        let cut = async {
+            cluster.put_key("leader", &new).await?;
+            let line = balancer.wait_log("session ended").await?;
+            ensure!(line.contains("listener=twin") && line.contains("side=\"us\""), "{line}");
+            Ok(())
+        };
+        let cut = cut.await;
+        cluster.thaw_member(&old)?;
+        cut
     })
 }
 

@@ -474,6 +474,9 @@ async fn accept(shared: &Arc<Shared>, socket: TcpListener, address: SocketAddr) 
 
 /// One connection: a session, or a refusal.
 fn accepted(shared: &Arc<Shared>, stream: TcpStream, client: SocketAddr) {
+    if shared.sessions.is_full() {
+        return no_room(shared, client);
+    }
     let settings = shared.settings.load();
     // Either fails only when the client has gone already.
     let local = TcpOptions::of(&settings.listener).apply(&stream).and_then(|()| stream.local_addr());
@@ -490,6 +493,19 @@ fn accepted(shared: &Arc<Shared>, stream: TcpStream, client: SocketAddr) {
         }
         Err(reason) => turn_away(shared, stream, client, &reason),
     }
+}
+
+/// The descriptors that are left are not for clients. In silence: words would take some, too.
+fn no_room(shared: &Shared, client: SocketAddr) {
+    if shared.sessions.begins_to_refuse() {
+        tracing::warn!(
+            listener = %shared.name,
+            sessions = shared.sessions.len(),
+            "connections are closed at once: the limit of descriptors allows no more sessions"
+        );
+    }
+    shared.stats.closed(&CloseReason::ListenerFull);
+    record::turned_away(shared.name.as_str(), client, &CloseReason::ListenerFull);
 }
 
 /// Refuses a connection at the door: in words while few are being refused, else in silence.
