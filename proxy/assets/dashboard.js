@@ -197,9 +197,16 @@ function memberKind(m) {
   return m.serves.length ? 'up' : 'idle';
 }
 
+// Its own word, while it is fresh; else its key, which follows a promotion a second late.
+function roleNow(m) {
+  const word = m.answer && m.answer.status && m.answer.age_ms < 3000 ? m.answer.status.role : m.role;
+  return word === 'unknown' ? m.role : word;
+}
+
 function roleCell(m) {
-  const role = {'standby-leader': 'standby leader'}[m.role] || m.role;
-  return h('td', {}, m.role === 'primary' ? h('b', {}, role) : role,
+  const now = roleNow(m);
+  const role = {'standby-leader': 'standby leader'}[now] || now;
+  return h('td', {}, now === 'primary' ? h('b', {}, role) : role,
     m.leader ? [' ', pill('flag', 'leader')] : null, m.sync ? [' ', pill('flag', 'sync')] : null);
 }
 
@@ -219,11 +226,11 @@ function members(cluster, status, t) {
     const traffic = cluster.traffic[m.name] || {sessions: 0, sessions_total: 0, dial_errors: 0, bytes_in: 0, bytes_out: 0};
     const r = rate(`m/${cluster.name}/${m.name}`, t, traffic.bytes_in, traffic.bytes_out);
     const [healthClass, healthWord] = health[m.health] || ['', m.health];
-    const streams = m.replication === 'not-streaming' && m.role === 'replica' && !m.leader ? h('span', {class: 'bad'}, ', not streaming') : null;
+    const streams = m.replication === 'not-streaming' && roleNow(m) === 'replica' && !m.leader ? h('span', {class: 'bad'}, ', not streaming') : null;
     return h('tr', {class: `row ${memberKind(m)}`},
       h('td', {}, m.name), roleCell(m), h('td', {}, m.state, streams), h('td', {class: 'mono'}, m.addresses.join(', ')),
       h('td', {class: 'n'}, m.timeline === null ? '–' : m.timeline),
-      h('td', {class: m.lag_bytes ? 'n' : 'n zero'}, m.role === 'primary' || m.leader ? '' : bytes(m.lag_bytes)),
+      h('td', {class: m.lag_bytes ? 'n' : 'n zero'}, roleNow(m) === 'primary' || m.leader ? '' : bytes(m.lag_bytes)),
       h('td', {class: healthClass}, healthWord),
       number(traffic.sessions), number(traffic.sessions_total), failures(traffic.dial_errors), speed(r.rateIn), speed(r.rateOut),
       h('td', {}, m.serves.map(([l, role], i) => [i ? ', ' : '', l, role === 'fallback' ? ' (fallback)' : ''])),
