@@ -21,9 +21,10 @@ test: servers ## every test, on real servers; the last line counts them (RUNS=n:
 bench: ## not built yet
 	@echo "make bench: the benchmarks are not built yet." >&2; exit 1
 
-lint: servers ## formatting, clippy, licences and bans
+lint: servers ## formatting, clippy, documentation, licences and bans
 	$(STEP) "Formatting" cargo fmt --all --check
 	$(STEP) "Clippy" cargo clippy --quiet --workspace --all-targets -- -D warnings
+	$(STEP) "Documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --quiet --workspace --no-deps --document-private-items
 	$(STEP) "Dependencies" scripts/check-dependencies
 
 deb: ## not built yet

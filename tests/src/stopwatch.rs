@@ -117,7 +117,7 @@ pub async fn prepare(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// Asks `server` every [`WRITE_RHYTHM`] over one open session; answers the instant at which its first write was done.
+/// Asks `server` every 2 ms over one open session; answers the instant at which its first write was done.
 pub async fn first_write(server: SocketAddr, deadline: Duration) -> Result<Instant> {
     wait::until(format!("{server} to take a write"), deadline, async || {
         // A replica may end its sessions on its way: the next look connects again.
