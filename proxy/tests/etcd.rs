@@ -65,13 +65,16 @@ async fn killed_and_restarted() {
     etcd.kill(0);
     etcd.put(1, "leader", "n2");
     source.leader("n2").await;
-    assert_eq!(source.stats.connected(), Some(etcd.endpoint(1).as_str()));
+    // The second server, or the third: if the first one led them, neither can be read while they elect.
+    let connected = source.stats.connected().map(str::to_owned);
+    assert!((1..3).any(|node| connected == Some(etcd.endpoint(node))), "{connected:?}");
+    let restarts = source.stats.watch_restarts();
     etcd.restart(0);
     etcd.await_health();
     etcd.put(0, "leader", "n3");
     source.leader("n3").await;
-    assert_eq!(source.stats.connected(), Some(etcd.endpoint(1).as_str()), "what works is kept");
-    assert_eq!(source.stats.watch_restarts(), 1);
+    assert_eq!(source.stats.connected().map(str::to_owned), connected, "what works is kept");
+    assert_eq!(source.stats.watch_restarts(), restarts);
 }
 
 /// The connected server hangs: its connection stays open and says nothing.

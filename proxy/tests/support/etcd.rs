@@ -155,9 +155,12 @@ impl EtcdCluster {
         self.try_ctl(node, args).unwrap_or_else(|error| panic!("etcdctl {args:?}: {error}"))
     }
 
-    /// Writes a key of the cluster `demo` through a server.
+    /// Writes a key of the cluster `demo` through a server. Again, if etcd was just electing its leader.
     pub(crate) fn put(&self, node: usize, key: &str, value: &str) {
-        self.ctl(node, &["put", &format!("/service/demo/{key}"), value]);
+        let deadline = Instant::now() + SOON;
+        while let Err(error) = self.try_ctl(node, &["put", &format!("/service/demo/{key}"), value]) {
+            assert!(Instant::now() < deadline, "etcdctl put {key} {value}: {error}");
+        }
     }
 
     /// Waits until every running server answers with a quorum behind it.
