@@ -42,6 +42,12 @@ use self::terms::Terms;
 const SILENCE: Duration = Duration::from_secs(15);
 /// The topology looks at the world this often at least.
 const AT_LEAST_EVERY: Duration = Duration::from_secs(3);
+/// How often positions that stand still are read.
+const STILL_EVERY: Duration = Duration::from_secs(1);
+/// The same nonsense is said again when it has not been seen for so long.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
+/// How much nonsense is remembered as said.
+const COMPLAINTS: usize = 1000;
 /// A member whose key has been gone for so long is forgotten.
 const FORGET: Duration = Duration::from_secs(600);
 
@@ -51,6 +57,10 @@ struct Store {
     /// Why it is lost, and since when; `None`: alive, or never reached.
     lost: Option<(Moment, String)>,
     last_alive: Option<Moment>,
+    /// When it came back last.
+    back_at: Option<Moment>,
+    /// It has told of a leader since it came back.
+    led_since_back: bool,
     views: u64,
 }
 
@@ -72,6 +82,10 @@ pub struct Topology {
     store: Store,
     view: Option<ClusterView>,
     complaints: BTreeSet<Complaint>,
+    /// Which of them were said, and when.
+    complained: BTreeMap<Complaint, Moment>,
+    /// When positions that stand still are read next.
+    still_due: Moment,
     members: BTreeMap<MemberName, Member>,
     owner: Option<Owner>,
     /// The leader key names somebody whom we have never seen.
@@ -99,6 +113,8 @@ impl Topology {
             store: Store::default(),
             view: None,
             complaints: BTreeSet::new(),
+            complained: BTreeMap::new(),
+            still_due: Moment::ZERO,
             members: BTreeMap::new(),
             owner: None,
             unknown_leader: None,
@@ -157,6 +173,7 @@ impl Topology {
             self.grace_timeout(now.mono),
             self.announcement_timeout(now),
             self.stale_at().filter(|_| self.store.lost()),
+            self.return_ends(),
             weighed.then(|| claims().filter(|at| *at > now.mono).min()).flatten(),
         ]
         .into_iter()
@@ -181,6 +198,8 @@ impl Topology {
         self.announcement(announcement.as_ref(), now);
         self.confirm_by_key(now.mono);
         self.follow_members(now.mono);
+        self.read_still_positions(now.mono);
+        self.drop_kept_members(now.mono);
         // The table costs members times listeners; most events (a probe that found what the last one found) cannot
         // change it. Whatever the table is made of says so by `touched`, or is a matter of time.
         if self.touched || now.mono >= self.weigh_at {
@@ -197,12 +216,12 @@ impl Topology {
     fn take_view(&mut self, view: ClusterView, now: Now) {
         self.take_condition(StoreCondition::Alive, now.mono);
         self.store.views += 1;
-        self.take_complaints(&view);
+        self.take_complaints(&view, now.mono);
         if view.revision < self.revision() {
             self.forget_lag(); // another store, or an old one restored: revisions begin anew
         }
         if let Some((position, revision)) = view.optime {
-            self.optimes.push(position, revision);
+            self.optimes.push(position, revision, now.mono);
         }
         self.remember_sync(view.sync.as_ref(), now.mono);
         let had_key = self.view.as_ref().is_some_and(|before| before.leader.is_some());
@@ -226,22 +245,54 @@ impl Topology {
         members: BTreeMap<MemberName, MemberView>,
         now: Moment,
     ) -> Vec<(MemberView, MemberView)> {
-        let left: Vec<MemberName> = self
-            .members
-            .iter_mut()
-            .filter(|(name, member)| member.present() && !members.contains_key(*name))
+        let kept_until = self.return_ends().filter(|until| *until > now);
+        let missing = self.members.iter_mut().filter(|(name, _)| !members.contains_key(*name));
+        for (_, member) in missing.filter(|(_, member)| member.present() && member.kept_until.is_none()) {
+            member.kept_until = Some(kept_until.unwrap_or(now));
+        }
+        members.into_values().filter_map(|view| self.take_member(view, now)).collect()
+    }
+
+    /// A store that was away for longer than a ttl comes back without the keys of anybody. Who was known before has
+    /// a ttl to write its key again; nothing jumps.
+    fn return_ends(&self) -> Option<Moment> {
+        self.store.back_at.map(|at| at + self.ttl())
+    }
+
+    /// Members whose key is gone, and who have had the time to write it again.
+    fn drop_kept_members(&mut self, now: Moment) {
+        let over = |member: &Member| member.kept_until.is_some_and(|until| until <= now);
+        let left = self.members.iter_mut().filter(|(_, member)| over(member));
+        let left: Vec<MemberName> = left
             .map(|(name, member)| {
+                member.kept_until = None;
                 member.gone_since = Some(now);
                 name.clone()
             })
             .collect();
         for name in left {
+            self.touched = true;
             self.note(Loudness::Info, Some(name), What::Membership { change: "left" });
         }
-        members.into_values().filter_map(|view| self.take_member(view)).collect()
     }
 
-    fn take_member(&mut self, view: MemberView) -> Option<(MemberView, MemberView)> {
+    /// A key that is not written anew says that its position has not changed: Patroni writes it when it has.
+    fn read_still_positions(&mut self, now: Moment) {
+        if now < self.still_due || self.store.lost() {
+            return;
+        }
+        self.still_due = now + STILL_EVERY;
+        let loop_wait = self.view.as_ref().map_or(10, |view| view.settings.loop_wait);
+        let patience = Duration::from_secs(loop_wait.into()) + STILL_EVERY;
+        let Some(optime) = self.optimes.settled(now.earlier_by(patience)) else { return };
+        for member in self.members.values_mut().filter(|member| member.present() && member.is_replica()) {
+            if let Some(replay) = member.view.replay {
+                self.touched |= member.lag.read_still(replay, optime, now, patience);
+            }
+        }
+    }
+
+    fn take_member(&mut self, view: MemberView, now: Moment) -> Option<(MemberView, MemberView)> {
         let name = view.name.clone();
         let Some(member) = self.members.get_mut(&name) else {
             self.members.insert(name.clone(), Member::new(view));
@@ -249,13 +300,14 @@ impl Topology {
             return None;
         };
         let rejoined = member.gone_since.take().is_some();
+        member.kept_until = None;
         if member.view == view {
             return None;
         }
         if member.view.revision != view.revision
             && let Some(replay) = view.replay
         {
-            member.lag.read(replay, view.revision, &self.optimes);
+            member.lag.read(replay, view.revision, &self.optimes, now);
         }
         let before = std::mem::replace(&mut member.view, view.clone());
         let moved = before.addresses != view.addresses;
@@ -269,14 +321,20 @@ impl Topology {
         Some((before, view))
     }
 
-    /// Nonsense is said once, as long as it stays the same.
-    fn take_complaints(&mut self, view: &ClusterView) {
-        let now: BTreeSet<Complaint> = view.complaints.iter().cloned().collect();
-        let new: Vec<Complaint> = now.difference(&self.complaints).cloned().collect();
-        for Complaint { key, problem } in new {
-            self.note(Loudness::Warn, None, What::Nonsense { key, problem });
+    /// Nonsense is said once, and again only when it has been gone for a while: good and bad values may alternate.
+    fn take_complaints(&mut self, view: &ClusterView, now: Moment) {
+        self.complained.retain(|_, at| now.since(*at) < COMPLAIN_EVERY);
+        self.complaints = view.complaints.iter().cloned().collect();
+        for complaint in self.complaints.clone() {
+            let said = self.complained.insert(complaint.clone(), now).is_some();
+            if !said {
+                let Complaint { key, problem } = complaint;
+                self.note(Loudness::Warn, None, What::Nonsense { key, problem });
+            }
         }
-        self.complaints = now;
+        while self.complained.len() > COMPLAINTS {
+            self.complained.pop_first();
+        }
     }
 
     fn settings_changed(&mut self, before: &ClusterSettings, now: Moment) {
@@ -300,6 +358,14 @@ impl Topology {
                 self.store.last_alive = Some(now);
                 if let Some((since, _)) = self.store.lost.take() {
                     self.touched = true;
+                    self.store.back_at = Some(now);
+                    // Only who led when it fell silent, or was followed meanwhile, may go on without a key.
+                    let had_key = self.view.as_ref().is_some_and(|view| view.leader.is_some());
+                    let claims =
+                        |name| self.members.get(name).is_some_and(|member| member.claims(now).is_some());
+                    let followed =
+                        self.owner.as_ref().is_some_and(|owner| owner.by_members && claims(&owner.member));
+                    self.store.led_since_back = !had_key && !followed;
                     let after_ms = u64::try_from(now.since(since).as_millis()).unwrap_or(u64::MAX);
                     self.note(Loudness::Info, None, What::StoreBack { after_ms });
                 }

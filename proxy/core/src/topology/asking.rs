@@ -8,7 +8,7 @@ use crate::view::MemberName;
 
 use super::Topology;
 use super::member::Member;
-use super::primary::Standing;
+use super::primary::{Owner, Standing};
 
 /// A pending leader is asked this often at first.
 const EAGER: Duration = Duration::from_millis(20);
@@ -25,12 +25,14 @@ impl Topology {
         let leaderless = self.view.as_ref().is_some_and(|view| view.leader.is_none());
         let owner = self.owner.as_ref().filter(|owner| owner.member == *name);
         let Some(owner) = owner else {
-            return (self.store.lost() || leaderless).then_some(PEACE);
+            // While the store is silent and the leader too, somebody else may have taken over.
+            let orphaned = self.store.lost() && !self.owner.as_ref().is_some_and(Owner::confirmed);
+            return (self.store.lost() || leaderless).then_some(if orphaned { PEACE / 4 } else { PEACE });
         };
         match (owner.standing, self.store.lost_since()) {
             (Standing::Pending { .. }, _) => Some(backoff(now.since(owner.eager_since))),
             (Standing::Confirmed { last, .. }, Some(lost)) if lost > last => Some(backoff(now.since(lost))),
-            (Standing::Confirmed { .. }, _) if self.announced.is_some() => Some(PEACE / 4),
+            (Standing::Confirmed { .. }, _) if self.announced.is_some() || leaderless => Some(PEACE / 4),
             (Standing::Confirmed { .. }, _) => Some(PEACE),
         }
     }

@@ -134,7 +134,8 @@ impl Topology {
         let mut alarms = Vec::new();
         if let Some((since, error)) = &self.store.lost {
             let seconds = now.since(*since).as_secs();
-            alarms.push(format!("the store has been silent for {seconds} s ({error}); the last routes stay"));
+            let routes = if self.view.is_some() { "; the last routes stay" } else { "" };
+            alarms.push(format!("the store has been silent for {seconds} s ({error}){routes}"));
         }
         if self.is_stale(now)
             && let Some(owner) = &self.owner
@@ -153,10 +154,9 @@ impl Topology {
             && self.view.as_ref().is_some_and(|view| view.leader.is_none())
             && self.leads_without_key(owner, now)
         {
-            alarms.push(format!(
-                "the cluster is paused without a leader key; {} still takes writes",
-                owner.member
-            ));
+            let paused = self.view.as_ref().is_some_and(|view| view.settings.paused);
+            let why = if paused { "the cluster is paused" } else { "the store has come back" };
+            alarms.push(format!("{why} without a leader key; {} still takes writes", owner.member));
         }
         alarms
     }

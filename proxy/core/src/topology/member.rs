@@ -157,6 +157,8 @@ pub(super) struct Member {
     pub(super) view: MemberView,
     /// When its key was found missing. `None`: it is in the store.
     pub(super) gone_since: Option<Moment>,
+    /// Its key is missing since the store came back; it has until then to be written again.
+    pub(super) kept_until: Option<Moment>,
     /// Operator's wish.
     pub(super) admin: AdminMode,
     /// Reachability.
@@ -182,6 +184,7 @@ impl Member {
         Self {
             view,
             gone_since: None,
+            kept_until: None,
             admin: AdminMode::Ready,
             health: Health::default(),
             asking: Schedule::default(),

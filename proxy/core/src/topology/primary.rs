@@ -167,11 +167,12 @@ impl Topology {
         Ok(owner)
     }
 
-    /// The exception to "no key, no candidate": the cluster is paused, the last leader itself says that it
-    /// takes writes, and nobody else does.
+    /// The exceptions to "no key, no candidate": the cluster is paused, or the store has just come back without
+    /// anybody's keys; and the last leader itself says that it takes writes, and nobody else does.
     pub(super) fn leads_without_key(&self, owner: &Owner, now: Moment) -> bool {
         let paused = self.view.as_ref().is_some_and(|view| view.settings.paused);
-        paused
+        let returning = !self.store.led_since_back && self.return_ends().is_some_and(|ends| now < ends);
+        (paused || returning)
             && self.members.get(&owner.member).is_some_and(|member| member.claims(now).is_some())
             && !self.members.iter().any(|(name, m)| *name != owner.member && m.claims(now).is_some())
     }
@@ -191,7 +192,7 @@ impl Topology {
     }
 
     /// How long the leader key lives without being renewed.
-    fn ttl(&self) -> Duration {
+    pub(super) fn ttl(&self) -> Duration {
         Duration::from_secs(self.view.as_ref().map_or(30, |view| view.settings.ttl).into())
     }
 
@@ -251,9 +252,11 @@ impl Topology {
             return;
         };
         let known = self.members.contains_key(&key.member);
+        let led = !had_key && self.owner.as_ref().is_some_and(|owner| self.leads_without_key(owner, now));
+        self.store.led_since_back = true;
         match &mut self.owner {
-            Some(owner) if owner.member == key.member && owner.by_members => {
-                // The members told us before the store could: nothing jumps.
+            Some(owner) if owner.member == key.member && (owner.by_members || led) => {
+                // It led before the store could say so: nothing jumps.
                 owner.by_members = false;
                 owner.key_revision = key.revision;
             }

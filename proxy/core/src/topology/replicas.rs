@@ -186,8 +186,9 @@ impl Topology {
     /// Whether there is a leader to follow now, and who follows it.
     pub(super) fn watch_followers(&mut self, now: Moment) {
         let keyless = self.view.as_ref().is_some_and(|view| view.leader.is_none());
-        let by_members = self.owner.as_ref().is_some_and(|owner| owner.by_members);
-        let unled = self.owner.as_ref().is_some_and(|owner| keyless && !by_members || owner.doubted());
+        let unled = self.owner.as_ref().is_some_and(|owner| {
+            keyless && !owner.by_members && !self.leads_without_key(owner, now) || owner.doubted()
+        });
         let before = self.unrest;
         let until = if before.is_some_and(|unrest| unrest.unled) && !unled {
             Some(now + GRACE) // the leader is back, perhaps from a crash: its replicas have to find it again

@@ -36,6 +36,12 @@ pub(crate) struct Checker {
     followed: bool,
     /// While the store is silent the last leader may take up again what a vanished key took from it.
     store_lost: bool,
+    /// When the store came back, if it has not told of a leader since: the last leader may go on by its own word.
+    keyless_since: Option<Moment>,
+    /// Just before the last event somebody led: by the key, or by his own word while the store was silent.
+    led_before: bool,
+    /// When the store came back last: who was known has a ttl to write its key again.
+    back_at: Option<Moment>,
     ended: BTreeSet<Term>,
     asked: BTreeMap<MemberName, Moment>,
     table: Option<RouteTable>,
@@ -82,7 +88,10 @@ impl Checker {
             Event::Admin { member, mode } => {
                 self.operated.insert(member.clone(), *mode);
             }
-            Event::Store(StoreCondition::Alive) => self.last_alive = now,
+            Event::Store(StoreCondition::Alive) => {
+                self.remember_lead(now);
+                self.last_alive = now;
+            }
             Event::Store(StoreCondition::Lost { .. })
             | Event::Answer(_)
             | Event::Dial { .. }
@@ -105,7 +114,8 @@ impl Checker {
             let confirmed = self.last_alive.max(self.last_affirmed);
             assert!(!(self.holds_stale && too_old(confirmed, TTL)), "{writer} is routed to, and stale");
         } else if !self.key_present && !self.followed {
-            assert!(self.paused, "{writer} is routed to without a leader key");
+            let returning = self.keyless_since.is_some_and(|at| !too_old(at, TTL));
+            assert!(self.paused || returning, "{writer} is routed to without a leader key");
             let claim = self.affirmed.get(writer).copied().unwrap_or_default();
             assert!(!too_old(claim, FRESH), "{writer} is routed to without a leader key, by an old claim");
             let mut others =
@@ -116,6 +126,12 @@ impl Checker {
                 "{writer} is routed to without a leader key, and another one claims"
             );
         }
+    }
+
+    fn remember_lead(&mut self, now: Moment) {
+        let claim = self.named.as_ref().and_then(|named| self.affirmed.get(named));
+        let by_word = self.store_lost && claim.is_some_and(|at| now.since(*at) < TTL);
+        self.led_before = self.key_present || self.followed || by_word;
     }
 
     /// The one member that new write sessions go to.
@@ -130,10 +146,12 @@ impl Checker {
     /// A snapshot is about to be handed in. `remembered`: the members that the topology knows by now; any
     /// other name in the leader key means nothing.
     pub(crate) fn saw_view(&mut self, view: &ClusterView, remembered: &BTreeSet<MemberName>, now: Moment) {
+        self.remember_lead(now);
         self.store_lost = false;
         self.paused = view.settings.paused;
         self.standby_cluster = view.settings.standby_cluster;
         self.key_present = view.leader.is_some();
+        self.keyless_since = self.keyless_since.filter(|_| view.leader.is_none());
         self.followed &= view.leader.is_some();
         let known = |member: &MemberName| view.members.contains_key(member) || remembered.contains(member);
         if let Some(key) = view.leader.as_ref().filter(|key| known(&key.member)) {
@@ -203,6 +221,10 @@ impl Checker {
                 }
                 Effect::Note(note) => {
                     self.store_lost |= matches!(note.what, What::StoreLost { .. });
+                    if matches!(note.what, What::StoreBack { .. }) {
+                        self.back_at = Some(now);
+                        self.keyless_since = (!self.key_present && self.led_before).then_some(now);
+                    }
                     if let (What::FollowedMembers { .. }, Some(member)) = (&note.what, &note.member) {
                         self.name(member, self.named_revision, now);
                         self.followed = true;
@@ -217,12 +239,12 @@ impl Checker {
             clients.doom(&old, false);
         }
         self.check_table(effects);
-        self.check_reads(effects);
+        self.check_reads(effects, now);
         self.check_age(now, true);
     }
 
     /// Who is routed to for reads is fit for them, by the last snapshot and the operators.
-    fn check_reads(&self, effects: &[Effect]) {
+    fn check_reads(&self, effects: &[Effect], now: Moment) {
         let published = effects.iter().any(|effect| matches!(effect, Effect::Publish(_)));
         let (Some(table), Some(view), true) = (&self.table, &self.view, published) else { return };
         let candidates = table.routes.values().filter_map(|route| route.candidates.as_ref().ok());
@@ -238,7 +260,11 @@ impl Checker {
             if leads {
                 continue;
             }
-            let key = view.members.get(member).expect("a member that is routed to for reads is present");
+            let Some(key) = view.members.get(member) else {
+                let kept = self.back_at.is_some_and(|at| now.since(at) < TTL);
+                assert!(kept, "{member} is routed to for reads, and its key is gone");
+                continue;
+            };
             assert_eq!(key.state, MemberState::Running, "{member} is routed to for reads");
             assert_ne!(
                 key.role,
@@ -283,7 +309,7 @@ impl Checker {
             "{writer} is routed to without evidence that it takes writes"
         );
         if published {
-            let excused = self.paused || self.followed || self.store_lost;
+            let excused = self.paused || self.followed || self.store_lost || self.keyless_since.is_some();
             assert!(self.key_present || excused, "{writer} is routed to without a leader key");
             assert!(!self.standby_cluster, "{writer} is routed to for writes in a standby cluster");
         }

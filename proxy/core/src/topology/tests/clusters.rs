@@ -1,8 +1,9 @@
-//! Paused clusters and standby clusters.
+//! Paused clusters, standby clusters, and nonsense in the store.
 
 use super::bench::{Bench, in_recovery, says, writable};
+use crate::event::What;
 use crate::route::RevokeReason;
-use crate::view::MemberRole;
+use crate::view::{Complaint, MemberRole};
 
 fn paused() -> Bench {
     let mut bench = Bench::steady();
@@ -89,4 +90,21 @@ fn a_standby_leaders_own_word_is_a_demotion() {
     let mut bench = Bench::steady();
     bench.word("n1", says(MemberRole::StandbyLeader, "running")).after(1_500);
     bench.expect_no_primary("pending").expect_revoked(&[("n1", RevokeReason::Demoted)]);
+}
+
+/// Good and bad values may alternate, when somebody writes nonsense over Patroni's keys again and again.
+#[test]
+fn nonsense_is_said_once_a_minute_at_most() {
+    let mut bench = Bench::steady();
+    let nonsense = Complaint { key: "members/n2".to_owned(), problem: "half a JSON".to_owned() };
+    let said =
+        |bench: &Bench| bench.notes.iter().filter(|what| matches!(what, What::Nonsense { .. })).count();
+    for _ in 0..100 {
+        bench.write(|store, _| store.complaints = vec![nonsense.clone()]);
+        bench.after(100).write(|store, _| store.complaints.clear());
+        bench.after(100);
+    }
+    assert_eq!(said(&bench), 1);
+    bench.after(60_000).write(|store, _| store.complaints = vec![nonsense.clone()]);
+    assert_eq!(said(&bench), 2);
 }

@@ -209,3 +209,24 @@ fn a_leader_that_restarts_in_place_takes_no_replica_with_it() {
     bench.member("n2", |view| view.replication = Replication::Streaming);
     bench.after(30_000).expect("replicas", &["n2"]);
 }
+
+/// Patroni does not write a member key anew that has not changed: a replica that stands still says nothing.
+#[test]
+fn a_position_that_stands_still_is_read_too() {
+    let mut bench = Bench::steady();
+    bench.configure("replicas", |listener| listener.max_lag = Some(Bytes(1_000)));
+    lag(&mut bench, 1_000, 1_000);
+    bench.write(|store, revision| store.optime = Some((Lsn(50_000), revision)));
+    // n3 keeps up and says so; n2 is stuck and silent; the leader is quiet again.
+    bench.member("n3", |view| view.replay = Some(Lsn(50_000)));
+    bench.after(9_000).expect("replicas", &["n2", "n3"]);
+    bench.after(20_000).expect("replicas", &["n3"]);
+    let lag_of = |bench: &Bench, member: &str| {
+        let members = bench.topology.describe(bench.now.mono).members;
+        members.into_iter().find(|status| status.name == name(member)).and_then(|status| status.lag_bytes)
+    };
+    assert_eq!((lag_of(&bench, "n2"), lag_of(&bench, "n3")), (Some(49_000), Some(0)));
+    // It catches up.
+    bench.member("n2", |view| view.replay = Some(Lsn(50_000))).expect("replicas", &["n2", "n3"]);
+    bench.after(60_000).expect("replicas", &["n2", "n3"]);
+}

@@ -100,7 +100,15 @@ fn the_last_leader_may_take_up_what_a_vanished_key_took_from_it() {
     bench.no_leader().lose_store().expect_no_primary("leader-key-gone");
     bench.word("n1", claim(1, 100)).after(2_500).expect_no_primary("leader-key-gone");
     bench.word("n1", claim(1, 110)).after(2_500).expect_primary("n1");
-    bench.regain_store().expect_no_primary("leader-key-gone"); // the store speaks again
+    bench.regain_store().expect_primary("n1"); // nothing jumps, but it has a ttl to take the key
+    bench.after(30_100).expect_no_primary("leader-key-gone");
+}
+
+#[test]
+fn a_store_that_blinks_during_an_election_gives_the_old_leader_nothing() {
+    let mut bench = Bench::steady();
+    bench.no_leader().lose_store().after(500).expect_no_primary("leader-key-gone");
+    bench.regain_store().after(2_000).expect_no_primary("leader-key-gone");
 }
 
 #[test]
@@ -115,4 +123,44 @@ fn when_the_store_comes_back_nothing_jumps() {
 fn a_silent_patroni_is_no_reason_to_doubt_its_leader() {
     let mut bench = Bench::steady();
     bench.word("n1", Err(AskError::Refused)).after(60_000).expect_primary("n1");
+}
+
+/// The store was away for longer than a ttl: every lease has expired, and it comes back empty.
+#[test]
+fn nothing_jumps_when_the_store_comes_back_without_anybodys_keys() {
+    let mut bench = Bench::steady();
+    let before = (bench.route("primary"), bench.route("replicas"));
+    bench.lose_store().after(60_000);
+    let full = bench.store.clone();
+    bench.store.leader = None;
+    bench.store.members.clear();
+    bench.regain_store().expect_primary("n1").expect("replicas", &["n2", "n3"]);
+    bench.after(2_000).expect_primary("n1").expect("replicas", &["n2", "n3"]);
+    for member in full.members.into_values() {
+        bench.put(member).expect_primary("n1").expect("replicas", &["n2", "n3"]);
+    }
+    bench.leader("n1").expect_primary("n1").after(60_000);
+    assert_eq!(before, (bench.route("primary"), bench.route("replicas")));
+    assert!(!bench.notes.iter().any(|what| matches!(what, What::Membership { change: "left" })));
+    // From then on a key that is gone is gone.
+    bench.no_leader().expect_no_primary("leader-key-gone");
+}
+
+#[test]
+fn who_does_not_come_back_with_the_store_has_a_ttl() {
+    let mut bench = Bench::steady();
+    bench.lose_store().after(60_000);
+    bench.store.leader = None;
+    bench.store.members.clear();
+    bench.regain_store().after(29_000).expect_primary("n1").expect("replicas", &["n2", "n3"]);
+    bench.after(1_100).expect_no_primary("leader-key-gone").expect_none("replicas", "no-replica");
+}
+
+#[test]
+fn a_leader_that_gave_up_while_the_store_was_away_is_not_routed_to_when_it_comes_back() {
+    let mut bench = Bench::steady();
+    bench.lose_store().after(60_000);
+    bench.store.leader = None;
+    bench.regain_store().expect_primary("n1").word("n1", in_recovery());
+    bench.after(400).expect_no_primary("leader-key-gone").expect_revoked(&[("n1", RevokeReason::Demoted)]);
 }
