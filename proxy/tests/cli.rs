@@ -116,7 +116,7 @@ fn status_of_a_healthy_cluster() {
         "{text}"
     );
     assert_eq!(head[2], "cluster main (etcd: alive, 0 ms ago)");
-    assert_eq!(head[3], " primary pg0 at 0.0.0.0:0, confirmed for 0 min 0 s (by rest, 0 ms ago)");
+    assert_eq!(head[3], " primary pg0 at 0.0.0.0:0, confirmed for 0 min 0 s (by Patroni's REST, 0 ms ago)");
 }
 
 #[test]
@@ -188,7 +188,7 @@ fn events_are_told_and_followed() {
     let line = served.table(&["events", "--since", "7"]).lines().next().unwrap().to_owned();
     assert!(
         line.starts_with("     8  20")
-            && line.ends_with("Z    main: pg1 is confirmed as primary (by rest, after 163 ms)"),
+            && line.ends_with("Z    main: pg1 is confirmed as primary (by Patroni's REST, after 163 ms)"),
         "{line}"
     );
 
