@@ -267,7 +267,9 @@ fn man(out: Option<&Path>) -> ExitCode {
         let rendered = clap_mangen::Man::new(Cli::command()).render(&mut page);
         return if rendered.is_ok() { print(&page) } else { ExitCode::FAILURE }; // a Vec takes everything
     };
-    if let Err(error) = clap_mangen::generate_to(Cli::command(), directory) {
+    let written =
+        std::fs::create_dir_all(directory).and_then(|()| clap_mangen::generate_to(Cli::command(), directory));
+    if let Err(error) = written {
         eprintln!("pointsman: cannot write manual pages into {}: {error}", directory.display());
         return ExitCode::FAILURE;
     }

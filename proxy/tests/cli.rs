@@ -359,7 +359,11 @@ fn completions_and_manual_pages_are_made() {
     for page in ["pointsman.1", "pointsman-run.1", "pointsman-events.1"] {
         assert!(dir.path().join(page).exists(), "no {page}");
     }
-    assert_eq!(run(&["man", "--out", "/nowhere"]).status.code(), Some(1));
+    let new = dir.path().join("share/man1");
+    assert!(run(&["man", "--out", new.to_str().unwrap()]).status.success(), "the directory is made");
+    assert!(new.join("pointsman.1").exists());
+    let below_a_file = new.join("pointsman.1/man1");
+    assert_eq!(run(&["man", "--out", below_a_file.to_str().unwrap()]).status.code(), Some(1));
 }
 
 #[test]
