@@ -83,12 +83,26 @@ async fn watchdog(app: Arc<App>) -> Infallible {
     life::watchdog(|| app.control_tasks_alive()).await
 }
 
-/// Keeps the line of `systemctl status` true.
+/// Keeps the line of `systemctl status` true, and forgets the counters of members that are gone.
 async fn keep_house(app: Arc<App>) -> Infallible {
     let mut beat = tokio::time::interval(HOUSEKEEPING);
     loop {
         beat.tick().await;
         life::notify_status(&status_line(&app));
+        forget_members(&app);
+    }
+}
+
+/// Members come and go; what was counted for them must not pile up, nor stay in the metrics for ever.
+fn forget_members(app: &App) {
+    let parts = app.parts.load();
+    for cluster in &parts.clusters {
+        let Some(described) = cluster.status() else { continue };
+        for listener in parts.listeners_of(&cluster.name) {
+            listener
+                .stats
+                .forget_servers(|name| described.status.members.iter().any(|member| member.name == *name));
+        }
     }
 }
 

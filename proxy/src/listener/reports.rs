@@ -64,6 +64,7 @@ impl Reports {
                 true
             }
             None => {
+                served.retain(|_, last| now.duration_since(*last) < SERVED_EVERY); // older ones hold nothing back
                 served.insert(member.clone(), now);
                 true
             }
@@ -80,6 +81,17 @@ impl Reports {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn members_that_went_are_forgotten() {
+        let (sender, _events) = mpsc::channel(4);
+        let reports = Reports::new(sender);
+        for number in 0..100 {
+            reports.dial(&MemberName::from(format!("n{number}").as_str()), DialOutcome::Served);
+            tokio::time::advance(SERVED_EVERY).await;
+        }
+        assert_eq!(reports.0.served.lock().unwrap().len(), 1);
+    }
 
     #[test]
     fn good_news_is_rare_bad_news_is_always_told_and_nothing_waits() {
