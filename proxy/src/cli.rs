@@ -256,7 +256,10 @@ fn check(path: &Path) -> ExitCode {
     );
     if config.vrrp.is_some() || !config.vips.is_empty() {
         let vips = count(config.vips.len(), "virtual IP");
-        let _ = writeln!(text, "{vips}: the business of pointsman-vip, which reads the same file");
+        let _ = writeln!(
+            text,
+            "{vips}: pointsman-vip, whose business that is, is not built yet; keep keepalived for it"
+        );
     }
     print(text.as_bytes())
 }

@@ -122,7 +122,7 @@ const ASK_EVERY: Duration = Duration::from_secs(5);
 const ASK_FOR: Duration = Duration::from_secs(30);
 
 /// Tells the service manager that the process ends, and asks for time for as long as it is polled. Again and again: what is
-/// asked for counts from the message on, does not add up (sd_notify(3)), and a drain may take hours.
+/// asked for counts from the message on, does not add up (`sd_notify(3)`), and a drain may take hours.
 pub async fn ask_for_time(status: &str) -> Infallible {
     let micros = u32::try_from(ASK_FOR.as_micros()).unwrap_or(u32::MAX);
     loop {

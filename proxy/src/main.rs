@@ -28,6 +28,9 @@ fn serve(config: Config, file: &Path) -> ExitCode {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
+    if !config.vips.is_empty() {
+        tracing::warn!("the file has [[vips]], but pointsman-vip is not built yet: keep keepalived for them");
+    }
     match runtime.block_on(run(config, file, &logging)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -310,6 +310,11 @@ fn check_says_fine_or_everything_that_is_wrong() {
         format!("{file}: the configuration is fine: 2 listeners, 1 cluster, node lb1\n")
     );
 
+    let vip = "[[vips]]\ninterface = \"lo\"\nrouter_id = 51\npriority = 100\naddresses = [\"192.0.2.10/24\"]\n";
+    let output = run(&["check", "--config", &write(dir.path(), &format!("{GOOD}{vip}"))]);
+    let said = text(&output.stdout);
+    assert!(said.contains("1 virtual IP: pointsman-vip, whose business that is, is not built yet"), "{said}");
+
     let file = write(dir.path(), &GOOD.replace("target", "targt").replace("2379", "port"));
     let output = run(&["check", "--config", &file]);
     assert_eq!(output.status.code(), Some(78));
