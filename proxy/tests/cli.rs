@@ -310,7 +310,8 @@ fn check_says_fine_or_everything_that_is_wrong() {
         format!("{file}: the configuration is fine: 2 listeners, 1 cluster, node lb1\n")
     );
 
-    let vip = "[[vips]]\ninterface = \"lo\"\nrouter_id = 51\npriority = 100\naddresses = [\"192.0.2.10/24\"]\n";
+    let vip =
+        "[[vips]]\ninterface = \"lo\"\nrouter_id = 51\npriority = 100\naddresses = [\"192.0.2.10/24\"]\n";
     let output = run(&["check", "--config", &write(dir.path(), &format!("{GOOD}{vip}"))]);
     let said = text(&output.stdout);
     assert!(said.contains("1 virtual IP: pointsman-vip, whose business that is, is not built yet"), "{said}");
