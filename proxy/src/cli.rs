@@ -256,7 +256,10 @@ fn check(path: &Path) -> ExitCode {
     );
     if config.vrrp.is_some() || !config.vips.is_empty() {
         let vips = count(config.vips.len(), "virtual IP");
-        let _ = writeln!(text, "{vips}: the business of pointsman-vip, which reads the same file");
+        let _ = writeln!(
+            text,
+            "{vips}: pointsman-vip, whose business that is, is not built yet; keep keepalived for it"
+        );
     }
     print(text.as_bytes())
 }
@@ -267,7 +270,9 @@ fn man(out: Option<&Path>) -> ExitCode {
         let rendered = clap_mangen::Man::new(Cli::command()).render(&mut page);
         return if rendered.is_ok() { print(&page) } else { ExitCode::FAILURE }; // a Vec takes everything
     };
-    if let Err(error) = clap_mangen::generate_to(Cli::command(), directory) {
+    let written =
+        std::fs::create_dir_all(directory).and_then(|()| clap_mangen::generate_to(Cli::command(), directory));
+    if let Err(error) = written {
         eprintln!("pointsman: cannot write manual pages into {}: {error}", directory.display());
         return ExitCode::FAILURE;
     }

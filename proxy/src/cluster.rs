@@ -60,7 +60,7 @@ impl Cluster {
         let mut tasks = JoinSet::new();
         tasks.spawn(async move { match control.run().await {} });
         let mut cluster = Self {
-            reports: Reports::new(events.clone()),
+            reports: Reports::new(events.clone(), Arc::clone(&handle.reports_dropped)),
             config,
             clock,
             routes,

@@ -116,10 +116,19 @@ pub fn notify_reloading() {
     }
 }
 
-/// Tells the service manager that the process ends, and that it may take `drain` for it.
-pub fn notify_stopping(status: &str, drain: Duration) {
-    let micros = u32::try_from(drain.as_micros()).unwrap_or(u32::MAX);
-    notify(&[NotifyState::Stopping, NotifyState::Status(status), NotifyState::ExtendTimeoutUsec(micros)]);
+/// How often a process that drains asks for time, and how much. What is left of it when the drain is over is for the
+/// cutting, the last answers and the last lines of the log.
+const ASK_EVERY: Duration = Duration::from_secs(5);
+const ASK_FOR: Duration = Duration::from_secs(30);
+
+/// Tells the service manager that the process ends, and asks for time for as long as it is polled. Again and again: what is
+/// asked for counts from the message on, does not add up (`sd_notify(3)`), and a drain may take hours.
+pub async fn ask_for_time(status: &str) -> Infallible {
+    let micros = u32::try_from(ASK_FOR.as_micros()).unwrap_or(u32::MAX);
+    loop {
+        notify(&[NotifyState::Stopping, NotifyState::Status(status), NotifyState::ExtendTimeoutUsec(micros)]);
+        tokio::time::sleep(ASK_EVERY).await;
+    }
 }
 
 /// One line for `systemctl status`.

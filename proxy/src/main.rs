@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use pointsman::cli::Cli;
 use pointsman::logging::Logging;
-use pointsman::run::run;
+use pointsman::run::{run, runtime};
 use pointsman_config::Config;
 
 fn main() -> ExitCode {
@@ -15,7 +15,7 @@ fn main() -> ExitCode {
 
 fn serve(config: Config, file: &Path) -> ExitCode {
     let started = Logging::start(config.log).map_err(anyhow::Error::from).and_then(|logging| {
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        let runtime = runtime(&config.relay)?;
         Ok((logging, runtime))
     });
     let (logging, runtime) = match started {
@@ -27,6 +27,9 @@ fn serve(config: Config, file: &Path) -> ExitCode {
     };
     for warning in &config.warnings {
         tracing::warn!("{warning}");
+    }
+    if !config.vips.is_empty() {
+        tracing::warn!("the file has [[vips]], but pointsman-vip is not built yet: keep keepalived for them");
     }
     match runtime.block_on(run(config, file, &logging)) {
         Ok(()) => ExitCode::SUCCESS,

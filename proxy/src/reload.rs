@@ -87,16 +87,14 @@ impl Process {
         if errors.is_empty() { Ok(sockets) } else { Err(errors.join("\n")) }
     }
 
-    /// Starts new clusters and reconfigures the ones that stay. Listeners that are about to be retired keep
-    /// their policy: their sessions must still be cut when the leader changes.
+    /// Starts new clusters and reconfigures the ones that stay. Listeners that are about to be retired, or have been and
+    /// still have sessions, keep their policy: without it their sessions would be cut now, instead of finishing.
     async fn take_over_clusters(&mut self, new: &Config) {
+        let retired = self.retired.iter().rev().filter(|listener| listener.tasks() > 0);
+        let leaving = self.listeners.iter().chain(retired.map(Arc::as_ref));
+        let leaving = leaving.map(|listener| listener.settings().listener.clone());
+        let listeners = with_leaving(&new.listeners, leaving);
         for cluster in &new.clusters {
-            let retiring = self
-                .listeners
-                .iter()
-                .map(|listener| listener.settings().listener.clone())
-                .filter(|old| !new.listeners.iter().any(|listener| listener.name == old.name));
-            let listeners: Vec<_> = new.listeners.iter().cloned().chain(retiring).collect();
             match self.clusters.get_mut(&cluster.name) {
                 Some(running) => {
                     // What identifies the cluster stays as it was: it needs a restart.
@@ -196,5 +194,47 @@ impl Process {
             }
         }
         if changed.is_empty() { changed } else { vec![format!("{} need a restart", changed.join(", "))] }
+    }
+}
+
+/// The listeners that clusters have to decide for: the `new` ones, and those on their way out. A listener that moves to
+/// another cluster is a new one there, and leaves the old one.
+fn with_leaving(
+    new: &[pointsman_config::Listener],
+    leaving: impl Iterator<Item = pointsman_config::Listener>,
+) -> Vec<pointsman_config::Listener> {
+    let mut all = new.to_vec();
+    for old in leaving {
+        if !all.iter().any(|known| known.name == old.name && known.cluster == old.cluster) {
+            all.push(old);
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listeners(text: &str) -> Vec<pointsman_config::Listener> {
+        let clusters = "[clusters]\na = { discovery = { etcd = { endpoints = [\"http://127.0.0.1:2379\"] } } }\n\
+             b = { discovery = { etcd = { endpoints = [\"http://127.0.0.1:2379\"] } } }\n";
+        let text = text.split(' ').enumerate().fold(clusters.to_owned(), |text, (at, one)| {
+            let (name, cluster) = one.split_once('@').unwrap();
+            let port = 5000 + at;
+            format!(
+                "{text}[[listeners]]\nname = \"{name}\"\ncluster = \"{cluster}\"\ntarget = \"primary\"\nbind = \"127.0.0.1:{port}\"\n"
+            )
+        });
+        Config::parse(&text, "test.toml", std::path::Path::new("/")).unwrap().listeners
+    }
+
+    #[test]
+    fn a_listener_that_leaves_its_cluster_is_decided_for_until_its_sessions_are_gone() {
+        let before = listeners("rw@a ro@a gone@a").into_iter().chain(listeners("gone@b rw@a"));
+        let moved = with_leaving(&listeners("rw@b ro@a"), before);
+        let names: Vec<_> =
+            moved.iter().map(|listener| format!("{}@{}", listener.name, listener.cluster)).collect();
+        assert_eq!(names, ["rw@b", "ro@a", "rw@a", "gone@a", "gone@b"]);
     }
 }

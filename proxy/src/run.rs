@@ -13,7 +13,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use pointsman_config::{ClusterName, Config};
+use pointsman_config::{ClusterName, Config, Relay};
+use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -29,6 +30,15 @@ use crate::state::{App, Life, ListenerHandle, Parts};
 
 /// How often the status line of the service manager is refreshed.
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
+
+/// What everything runs on: as many loops as the configuration says, else one for each core.
+pub fn runtime(relay: &Relay) -> std::io::Result<Runtime> {
+    let mut builder = Builder::new_multi_thread();
+    if let Some(threads) = relay.threads {
+        builder.worker_threads(usize::from(threads.get()));
+    }
+    builder.enable_all().build()
+}
 
 /// Runs until a signal ends it. `file` is read anew on SIGHUP.
 pub async fn run(config: Config, file: &Path, logging: &Logging) -> anyhow::Result<()> {
@@ -73,12 +83,26 @@ async fn watchdog(app: Arc<App>) -> Infallible {
     life::watchdog(|| app.control_tasks_alive()).await
 }
 
-/// Keeps the line of `systemctl status` true.
+/// Keeps the line of `systemctl status` true, and forgets the counters of members that are gone.
 async fn keep_house(app: Arc<App>) -> Infallible {
     let mut beat = tokio::time::interval(HOUSEKEEPING);
     loop {
         beat.tick().await;
         life::notify_status(&status_line(&app));
+        forget_members(&app);
+    }
+}
+
+/// Members come and go; what was counted for them must not pile up, nor stay in the metrics for ever.
+fn forget_members(app: &App) {
+    let parts = app.parts.load();
+    for cluster in &parts.clusters {
+        let Some(described) = cluster.status() else { continue };
+        for listener in parts.listeners_of(&cluster.name) {
+            listener
+                .stats
+                .forget_servers(|name| described.status.members.iter().any(|member| member.name == *name));
+        }
     }
 }
 
@@ -199,14 +223,20 @@ impl Process {
     /// SIGTERM: unready, no new sessions, old ones may finish; a second signal cuts the wait short.
     async fn drain(&mut self, signals: &mut Signals) {
         let patience = self.config.shutdown.drain;
-        life::notify_stopping("draining", patience);
         tracing::info!(sessions = self.app.sessions.len(), ?patience, "draining");
-        let second = async { while signals.next().await == Signal::Reload {} };
+        let ended = async {
+            let second = async { while signals.next().await == Signal::Reload {} };
+            tokio::select! {
+                () = self.stop(patience) => return,
+                () = second => tracing::info!("a second signal: the drain is cut short"),
+            }
+            self.stop(Duration::ZERO).await;
+        };
         tokio::select! {
-            () = self.stop(patience) => return,
-            () = second => tracing::info!("a second signal: the drain is cut short"),
+            biased;
+            never = life::ask_for_time("draining") => match never {},
+            () = ended => {}
         }
-        self.stop(Duration::ZERO).await;
     }
 
     /// Stops accepting, waits for sessions, cuts the rest.
@@ -226,5 +256,24 @@ impl Process {
         if cut > 0 {
             tracing::info!(sessions = cut, "cut at the end of the drain");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU16;
+
+    use pointsman_config::Engine;
+
+    use super::*;
+
+    #[test]
+    fn the_configuration_says_how_many_loops_there_are() {
+        let workers = |threads| {
+            let relay = Relay { engine: Engine::Auto, threads: NonZeroU16::new(threads) };
+            runtime(&relay).unwrap().metrics().num_workers()
+        };
+        assert_eq!((workers(1), workers(3)), (1, 3));
+        assert!(workers(0) >= 1);
     }
 }

@@ -234,6 +234,8 @@ pub struct ClusterHandle {
     pub name: ClusterName,
     /// Where its members are learned from: `etcd`, `consul`, `patroni`, `static`.
     pub source: &'static str,
+    /// What sessions had to say about servers, and the control task had no room for.
+    pub reports_dropped: Arc<Counter>,
     store: ArcSwapOption<SourceStats>,
     status: ArcSwapOption<Described>,
     events: mpsc::Sender<Event>,
@@ -242,7 +244,8 @@ pub struct ClusterHandle {
 impl ClusterHandle {
     /// `events` leads to the control task: an operator's wishes go there.
     pub fn new(name: ClusterName, source: &'static str, events: mpsc::Sender<Event>) -> Self {
-        Self { name, source, store: ArcSwapOption::empty(), status: ArcSwapOption::empty(), events }
+        let (store, status) = (ArcSwapOption::empty(), ArcSwapOption::empty());
+        Self { name, source, reports_dropped: Arc::default(), store, status, events }
     }
 
     /// Whoever starts the source calls this, before it runs.

@@ -3,8 +3,9 @@
 //! They move while a session lives, unlike HAProxy's, which stand still until it ends.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use pointsman_core::close::CloseReason;
@@ -159,42 +160,76 @@ pub struct ServerStats {
     pub bytes_in: Counter,
     /// Bytes from it to clients.
     pub bytes_out: Counter,
+    reached: Mutex<Option<SocketAddr>>,
+}
+
+impl ServerStats {
+    /// It has answered at this address.
+    pub fn set_reached(&self, server: SocketAddr) {
+        *self.reached.lock().unwrap_or_else(PoisonError::into_inner) = Some(server);
+    }
+
+    /// Where it was reached last: a member that is no candidate any more may still have sessions.
+    pub fn reached(&self) -> Option<SocketAddr> {
+        *self.reached.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl ListenerStats {
     /// The counters of a member, made at the first use.
     pub fn server(&self, member: &MemberName) -> Arc<ServerStats> {
-        if let Some(stats) =
-            self.servers.read().unwrap_or_else(std::sync::PoisonError::into_inner).get(member)
-        {
+        if let Some(stats) = self.servers.read().unwrap_or_else(PoisonError::into_inner).get(member) {
             return Arc::clone(stats);
         }
-        let mut servers = self.servers.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut servers = self.servers.write().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(servers.entry(member.clone()).or_default())
     }
 
     /// Every member that this listener has used, by name.
     pub fn servers(&self) -> Vec<(MemberName, Arc<ServerStats>)> {
-        let servers = self.servers.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let servers = self.servers.read().unwrap_or_else(PoisonError::into_inner);
         servers.iter().map(|(name, stats)| (name.clone(), Arc::clone(stats))).collect()
+    }
+
+    /// Forgets the counters of members that are not `known` any more and have no sessions.
+    pub fn forget_servers(&self, known: impl Fn(&MemberName) -> bool) {
+        let mut servers = self.servers.write().unwrap_or_else(PoisonError::into_inner);
+        servers.retain(|name, stats| known(name) || stats.sessions.get() > 0);
     }
 
     /// Counts the end of a connection.
     pub fn closed(&self, reason: &CloseReason) {
         let label = reason.label();
-        if let Some(counter) =
-            self.closes.read().unwrap_or_else(std::sync::PoisonError::into_inner).get(label)
-        {
+        if let Some(counter) = self.closes.read().unwrap_or_else(PoisonError::into_inner).get(label) {
             counter.add(1);
             return;
         }
-        let mut closes = self.closes.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut closes = self.closes.write().unwrap_or_else(PoisonError::into_inner);
         closes.entry(label).or_default().add(1);
     }
 
     /// How many connections ended for each reason (label) that has occurred.
     pub fn closes(&self) -> BTreeMap<&'static str, u64> {
-        let closes = self.closes.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let closes = self.closes.read().unwrap_or_else(PoisonError::into_inner);
         closes.iter().map(|(label, counter)| (*label, counter.get())).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_that_went_is_forgotten_when_its_last_session_has_ended() {
+        let stats = ListenerStats::default();
+        let (n1, n2) = (MemberName::from("n1"), MemberName::from("n2"));
+        stats.server(&n1);
+        let session = Gauge::enter(ServerSessions(stats.server(&n2)));
+        let names = || stats.servers().into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+        stats.forget_servers(|name| *name == n1);
+        assert_eq!(names(), [n1.clone(), n2.clone()]);
+        drop(session);
+        stats.forget_servers(|name| *name == n1);
+        assert_eq!(names(), [n1]);
     }
 }

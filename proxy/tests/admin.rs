@@ -292,7 +292,10 @@ async fn the_documents_say_what_is_there() {
     assert_eq!(sessions["sessions"][0]["login"]["user"], "app");
     let timeline = served.get("/api/v1/timeline?since=7").await.json();
     assert_eq!(timeline["entries"].as_array().unwrap().len(), 2);
-    assert_eq!(timeline["entries"][0]["text"], "pg1 is confirmed as primary (by rest, after 163 ms)");
+    assert_eq!(
+        timeline["entries"][0]["text"],
+        "pg1 is confirmed as primary (by Patroni's REST, after 163 ms)"
+    );
 }
 
 #[tokio::test]

@@ -116,7 +116,7 @@ fn status_of_a_healthy_cluster() {
         "{text}"
     );
     assert_eq!(head[2], "cluster main (etcd: alive, 0 ms ago)");
-    assert_eq!(head[3], " primary pg0 at 0.0.0.0:0, confirmed for 0 min 0 s (by rest, 0 ms ago)");
+    assert_eq!(head[3], " primary pg0 at 0.0.0.0:0, confirmed for 0 min 0 s (by Patroni's REST, 0 ms ago)");
 }
 
 #[test]
@@ -188,7 +188,7 @@ fn events_are_told_and_followed() {
     let line = served.table(&["events", "--since", "7"]).lines().next().unwrap().to_owned();
     assert!(
         line.starts_with("     8  20")
-            && line.ends_with("Z    main: pg1 is confirmed as primary (by rest, after 163 ms)"),
+            && line.ends_with("Z    main: pg1 is confirmed as primary (by Patroni's REST, after 163 ms)"),
         "{line}"
     );
 
@@ -310,6 +310,12 @@ fn check_says_fine_or_everything_that_is_wrong() {
         format!("{file}: the configuration is fine: 2 listeners, 1 cluster, node lb1\n")
     );
 
+    let vip =
+        "[[vips]]\ninterface = \"lo\"\nrouter_id = 51\npriority = 100\naddresses = [\"192.0.2.10/24\"]\n";
+    let output = run(&["check", "--config", &write(dir.path(), &format!("{GOOD}{vip}"))]);
+    let said = text(&output.stdout);
+    assert!(said.contains("1 virtual IP: pointsman-vip, whose business that is, is not built yet"), "{said}");
+
     let file = write(dir.path(), &GOOD.replace("target", "targt").replace("2379", "port"));
     let output = run(&["check", "--config", &file]);
     assert_eq!(output.status.code(), Some(78));
@@ -359,7 +365,11 @@ fn completions_and_manual_pages_are_made() {
     for page in ["pointsman.1", "pointsman-run.1", "pointsman-events.1"] {
         assert!(dir.path().join(page).exists(), "no {page}");
     }
-    assert_eq!(run(&["man", "--out", "/nowhere"]).status.code(), Some(1));
+    let new = dir.path().join("share/man1");
+    assert!(run(&["man", "--out", new.to_str().unwrap()]).status.success(), "the directory is made");
+    assert!(new.join("pointsman.1").exists());
+    let below_a_file = new.join("pointsman.1/man1");
+    assert_eq!(run(&["man", "--out", below_a_file.to_str().unwrap()]).status.code(), Some(1));
 }
 
 #[test]

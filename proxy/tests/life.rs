@@ -94,7 +94,11 @@ fn the_service_manager_is_told_of_every_step() {
     process.told("READY=1");
 
     process.signal(Signal::TERM);
-    process.told("STOPPING=1");
+    let stopping = process.told("STOPPING=1");
+    assert!(
+        stopping.contains("EXTEND_TIMEOUT_USEC=30000000"),
+        "a margin, however short the drain is: {stopping}"
+    );
     assert_eq!(process.child.wait().unwrap().code(), Some(0));
     assert!(!process.dir.path().join("admin.sock").exists(), "the socket is removed");
 }

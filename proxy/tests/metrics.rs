@@ -105,6 +105,7 @@ fn every_line_parses_and_every_family_has_help_and_type() {
     made_up.session("primary", 1, "pg1", 5432);
     made_up.traffic("primary", "pg1", 1000);
     made_up.switchover();
+    made_up.cluster.reports_dropped.add(3);
     let scrape = parse(&render(&made_up));
     let get = |series: &str| {
         *scrape.samples.get(series).unwrap_or_else(|| panic!("no {series}: {:#?}", scrape.samples.keys()))
@@ -124,6 +125,7 @@ fn every_line_parses_and_every_family_has_help_and_type() {
     assert_eq!(scrape.kinds["pointsman_server_dial_seconds_total"], "counter");
     assert_eq!(get(r#"pointsman_member_role{cluster="main",member="pg2",role="replica"}"#), 1.0);
     assert_eq!(get(r#"pointsman_notes_total{cluster="main",kind="replica-in"}"#), 2.0);
+    assert_eq!(get(r#"pointsman_reports_dropped_total{cluster="main"}"#), 3.0);
     assert_eq!(get(r#"pointsman_takeover_seconds_count{cluster="main"}"#), 1.0);
     assert_eq!(get(r#"pointsman_takeover_seconds_bucket{cluster="main",le="0.25"}"#), 1.0);
     assert_eq!(get(r#"pointsman_takeover_seconds_bucket{cluster="main",le="0.1"}"#), 0.0);

@@ -74,7 +74,7 @@ fn binds(table: &mut Table<'_>) -> Vec<Bind> {
     if value.one_or_more().is_empty() {
         value.error("`bind` is empty", "write bind = \"0.0.0.0:5000\"");
     }
-    shared::binds(value)
+    shared::binds(value, 5000)
 }
 
 fn settings(

@@ -32,7 +32,7 @@ pub(super) fn admin(root: &mut Table<'_>) -> (Admin, Vec<Bind>) {
         return (admin, vec![default_bind(local, root)]);
     };
     let binds = match table.get("bind") {
-        Some(value) => shared::binds(value),
+        Some(value) => shared::binds(value, 7000),
         None => vec![default_bind(local, &table)],
     };
     let users = users(&mut table);

@@ -88,17 +88,18 @@ fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
     a.port() == b.port() && a.is_ipv4() == b.is_ipv4() && (any || a.ip() == b.ip())
 }
 
-/// `bind`: one address or a list.
-pub(crate) fn binds(value: Value<'_>) -> Vec<Bind> {
+/// `bind`: one address or a list. `usual`: the port to suggest where none can be read.
+pub(crate) fn binds(value: Value<'_>, usual: u16) -> Vec<Bind> {
+    let example = format!("\"0.0.0.0:{usual}\"");
     let bind = |item: Value<'_>| {
-        let address = item.parse("\"0.0.0.0:5000\"", socket_addr)?;
+        let address = item.parse(&example, |text| socket_addr(text, usual))?;
         Some(Bind { address, span: item.span(), written: true })
     };
     value.one_or_more().into_iter().filter_map(bind).collect()
 }
 
-/// An IP address and a port.
-pub(crate) fn socket_addr(text: &str) -> Result<SocketAddr, Problem> {
+/// An IP address and a port. `usual`: the port to suggest where none can be read.
+pub(crate) fn socket_addr(text: &str, usual: u16) -> Result<SocketAddr, Problem> {
     if let Ok(address) = text.parse::<SocketAddr>() {
         if address.port() == 0 {
             let message = format!("{} has port 0", quote(text));
@@ -108,7 +109,7 @@ pub(crate) fn socket_addr(text: &str) -> Result<SocketAddr, Problem> {
     }
     let message = format!("{} is not an IP address with a port", quote(text));
     let (host, port) = text.rsplit_once(':').unwrap_or(("", text));
-    let port = port.parse().ok().filter(|port: &u16| *port > 0).unwrap_or(5000);
+    let port = port.parse().ok().filter(|port: &u16| *port > 0).unwrap_or(usual);
     let ip = |text: &str| text.trim_matches(['[', ']']).parse::<IpAddr>();
     let help = match ip(host).or_else(|_| ip(text)) {
         Ok(ip) => format!("write \"{}\"", SocketAddr::new(ip, port)),

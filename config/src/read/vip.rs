@@ -170,7 +170,7 @@ fn missing_node<'n>(
 fn peer_address(text: &str) -> Result<SocketAddr, Problem> {
     let help = "write the IP address and port at which the other hosts reach it, as in \"10.0.0.11:7001\"";
     let address =
-        shared::socket_addr(text).map_err(|problem| Problem { help: help.to_owned(), ..problem })?;
+        shared::socket_addr(text, 7001).map_err(|problem| Problem { help: help.to_owned(), ..problem })?;
     if address.ip().is_unspecified() {
         let message = format!("{} is not the address of one host", quote(text));
         return Err(Problem::new(message, help));

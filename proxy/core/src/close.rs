@@ -267,7 +267,7 @@ impl fmt::Display for CloseReason {
             Self::ListenerFull => f.write_str("too many connections to this listener"),
             Self::SourceLimit => f.write_str("too many connections from this address"),
             Self::QueueFull => f.write_str("too many connections are waiting for a server"),
-            Self::HeldTooLong(Some(why)) => write!(f, "no server became available in time: {why}"),
+            Self::HeldTooLong(Some(why)) => write!(f, "no server is available: {why}"),
             Self::HeldTooLong(None) => f.write_str("too many connections waited before this one"),
             Self::LeftWhileHeld => f.write_str("the client went away while it waited for a server"),
             Self::DialFailed { tried: 1 } => f.write_str("the only server tried could not be reached"),

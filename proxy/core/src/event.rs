@@ -15,7 +15,7 @@ use crate::view::{
 
 mod words;
 
-pub use words::Span;
+pub use words::{Span, confirmed_by};
 
 /// What one listener wants of the topology.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,7 +5,7 @@
 
 use std::fmt::Write as _;
 
-use pointsman_core::event::Span;
+use pointsman_core::event::{Span, confirmed_by};
 use serde_json::Value;
 
 use super::table::{Column, bytes, clean, table};
@@ -104,7 +104,7 @@ fn primary(status: &Value) -> String {
     let by = match text(status, "/primary/confirmed_by") {
         "" => String::new(),
         by => {
-            format!(" (by {}, {} ago)", clean(&by.replace('-', " ")), span(status, "/primary/confirmed_ms"))
+            format!(" (by {}, {} ago)", clean(confirmed_by(by)), span(status, "/primary/confirmed_ms"))
         }
     };
     format!("{}{place}, {state} for {since}{by}", clean(name))

@@ -6,9 +6,8 @@
 //! libpq takes the close as "done". Bounds: [`MAX_SERVERS`] at once, each with the listener's
 //! `connect_timeout`. Cancel-safe: dropping the future ends the attempts.
 
-use std::collections::{BTreeMap, HashMap};
-use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use pointsman_core::view::{Address, MemberName};
 use tokio::task::JoinSet;
@@ -20,23 +19,6 @@ use crate::socket::{TcpOptions, discard, write_all};
 
 /// The most members that one request is sent to.
 const MAX_SERVERS: usize = 16;
-
-/// Where each member was last reached: a member that is no candidate any more still has sessions.
-#[derive(Debug, Default)]
-pub(crate) struct Reached(RwLock<HashMap<MemberName, SocketAddr>>);
-
-impl Reached {
-    pub(crate) fn note(&self, member: &MemberName, server: SocketAddr) {
-        let known = self.0.read().unwrap_or_else(PoisonError::into_inner).get(member) == Some(&server);
-        if !known {
-            self.0.write().unwrap_or_else(PoisonError::into_inner).insert(member.clone(), server);
-        }
-    }
-
-    fn get(&self, member: &MemberName) -> Option<SocketAddr> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).get(member).copied()
-    }
-}
 
 /// Sends the request to every server that may know its key, and waits until each has closed.
 pub(crate) async fn broadcast(shared: &Shared, request: Vec<u8>) {
@@ -66,7 +48,7 @@ pub(crate) async fn broadcast(shared: &Shared, request: Vec<u8>) {
 fn servers(shared: &Shared) -> Vec<Arc<[Address]>> {
     let mut servers: BTreeMap<MemberName, Arc<[Address]>> = BTreeMap::new();
     for (member, stats) in shared.stats.servers() {
-        if let Some(server) = shared.reached.get(&member).filter(|_| stats.sessions.get() > 0) {
+        if let Some(server) = stats.reached().filter(|_| stats.sessions.get() > 0) {
             let address = Address { host: server.ip().to_string(), port: server.port() };
             servers.insert(member, Arc::new([address]));
         }

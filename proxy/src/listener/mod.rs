@@ -182,7 +182,6 @@ pub(crate) struct Shared {
     reports: Reports,
     holds: Holds,
     sources: Arc<Sources>,
-    reached: cancel::Reached,
     refusals: Arc<Semaphore>,
     /// The number of the newest session.
     newest: AtomicU64,
@@ -248,7 +247,6 @@ impl Listener {
             stats: context.stats,
             reports: context.reports,
             sources: Arc::default(),
-            reached: cancel::Reached::default(),
             refusals: Arc::new(Semaphore::new(MAX_REFUSALS)),
             newest: AtomicU64::new(0),
             choices: AtomicU64::new(0),

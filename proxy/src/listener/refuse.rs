@@ -16,6 +16,8 @@ use crate::socket::{discard, shut_down_write};
 
 /// How long a client may take to come to its start-up message, and to take our answer.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// A wait that is shorter than this is not worth a word: it would read "0.0 s".
+const TOLD_FROM: Duration = Duration::from_millis(50);
 /// How long we wait for the client to close after our answer.
 const LINGER: Duration = Duration::from_secs(1);
 /// How much of what it still sends we read meanwhile, in bytes.
@@ -77,7 +79,9 @@ pub(crate) fn response(shared: &Shared, reason: &CloseReason, held: Duration) ->
     } else if *reason == CloseReason::QueueFull {
         Some(format!("The listener holds {} connections at once.", limits.max_held))
     } else {
-        (!held.is_zero()).then(|| format!("The connection was held for {:.1} s.", held.as_secs_f64()))
+        // Without a `hold` the queue keeps nobody for longer than it takes to say so.
+        let waited = !limits.hold.is_zero() && held >= TOLD_FROM;
+        waited.then(|| format!("The connection was held for {:.1} s.", held.as_secs_f64()))
     };
     let why = if let CloseReason::HeldTooLong(why) = reason { why.clone() } else { shared.no_route() };
     let hint = why.filter(|_| lacks_route(reason)).map(|why| why.hint());

@@ -22,20 +22,15 @@ pub struct Reports(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     events: mpsc::Sender<Event>,
-    dropped: Counter,
+    dropped: Arc<Counter>,
     /// When good news of a member was last told, with no bad news since.
     served: Mutex<HashMap<MemberName, Instant>>,
 }
 
 impl Reports {
-    /// Reports into the control task's channel.
-    pub fn new(events: mpsc::Sender<Event>) -> Self {
-        Self(Arc::new(Inner { events, dropped: Counter::default(), served: Mutex::default() }))
-    }
-
-    /// How many reports were dropped because the channel was full.
-    pub fn dropped(&self) -> u64 {
-        self.0.dropped.get()
+    /// Reports into the control task's channel. `dropped` counts what found it full.
+    pub fn new(events: mpsc::Sender<Event>, dropped: Arc<Counter>) -> Self {
+        Self(Arc::new(Inner { events, dropped, served: Mutex::default() }))
     }
 
     /// How a dial went.
@@ -64,6 +59,7 @@ impl Reports {
                 true
             }
             None => {
+                served.retain(|_, last| now.duration_since(*last) < SERVED_EVERY); // older ones hold nothing back
                 served.insert(member.clone(), now);
                 true
             }
@@ -81,10 +77,21 @@ impl Reports {
 mod tests {
     use super::*;
 
+    #[tokio::test(start_paused = true)]
+    async fn members_that_went_are_forgotten() {
+        let (sender, _events) = mpsc::channel(4);
+        let reports = Reports::new(sender, Arc::default());
+        for number in 0..100 {
+            reports.dial(&MemberName::from(format!("n{number}").as_str()), DialOutcome::Served);
+            tokio::time::advance(SERVED_EVERY).await;
+        }
+        assert_eq!(reports.0.served.lock().unwrap().len(), 1);
+    }
+
     #[test]
     fn good_news_is_rare_bad_news_is_always_told_and_nothing_waits() {
         let (sender, mut events) = mpsc::channel(4);
-        let reports = Reports::new(sender);
+        let reports = Reports::new(sender, Arc::default());
         let n1 = MemberName::from("n1");
         for outcome in [
             DialOutcome::Served,
@@ -105,6 +112,6 @@ mod tests {
         for _ in 0..6 {
             reports.server_closed(&n1);
         }
-        assert_eq!(reports.dropped(), 2);
+        assert_eq!(reports.0.dropped.get(), 2);
     }
 }

@@ -384,7 +384,7 @@ impl<'a> Start<'a> {
             grant.stats.dialled_in.record(self.tally.dialled);
             grant.stats.sessions_total.add(1);
         }
-        self.shared.reached.note(&grant.member, *server);
+        grant.stats.set_reached(*server);
         if !link.received.is_empty() {
             self.shared.reports.dial(&grant.member, DialOutcome::Served);
         }

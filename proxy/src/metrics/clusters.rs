@@ -26,6 +26,11 @@ const MODES: [AdminMode; 3] = [AdminMode::Ready, AdminMode::Drain, AdminMode::Ma
 pub(super) fn write(scrape: &Scrape, parts: &Parts) {
     for cluster in &parts.clusters {
         write_store(scrape, cluster);
+        let dropped = family(
+            "pointsman_reports_dropped_total",
+            "Reports of sessions about servers for which the control task had no room.",
+        );
+        scrape.counter(dropped, &[("cluster", cluster.name.as_str())], cluster.reports_dropped.get());
         if let Some(described) = cluster.status() {
             let status = described.now();
             let age =

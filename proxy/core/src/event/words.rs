@@ -116,7 +116,7 @@ impl What {
             Self::LeaderNamed => write!(f, "{who} holds the leader key now"),
             Self::LeaderKeyGone => write!(f, "the leader key of {who} is gone"),
             Self::PrimaryConfirmed { by, after_ms } => {
-                let by = by.replace('-', " ");
+                let by = confirmed_by(by);
                 write!(f, "{who} is confirmed as primary (by {by}, after {})", Span(*after_ms))
             }
             Self::PrimaryDoubted { why } => {
@@ -176,6 +176,17 @@ impl fmt::Display for What {
 impl fmt::Display for Note {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.what.write(f, self.member.as_ref().map_or("the member", |member| member.as_str()))
+    }
+}
+
+/// Who confirmed a primary, for people: `rest`, `sql` and `member-key` in the words that follow "by". A word that is
+/// not known stays as it is.
+pub fn confirmed_by(word: &str) -> &str {
+    match word {
+        "rest" => "Patroni's REST",
+        "sql" => "SQL",
+        "member-key" => "its member key",
+        other => other,
     }
 }
 

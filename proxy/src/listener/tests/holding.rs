@@ -165,8 +165,14 @@ async fn without_a_hold_a_client_is_refused_at_once() {
     let began = Instant::now();
     let mut client = lab.connect().await;
     client.write_all(&startup("alice")).await.unwrap();
-    assert_eq!(read_error(&mut client).await[&'C'], "57P03");
+    let error = read_error(&mut client).await;
     assert!(began.elapsed() < Duration::from_millis(500));
+    assert_eq!(error[&'C'], "57P03");
+    assert!(
+        error[&'M'].ends_with("no server is available: there is no leader; the last one was n1"),
+        "{error:?}"
+    );
+    assert_eq!(error.get(&'D'), None, "it was not held");
 }
 
 /// A standby cluster has no primary, however long one waits: who is held is told, who comes is told at once.
@@ -181,7 +187,9 @@ async fn nobody_waits_in_vain() {
     assert!(read_error(&mut held).await[&'M'].contains("standby cluster"));
     let mut late = lab.connect().await;
     late.write_all(&startup("bob")).await.unwrap();
-    assert!(read_error(&mut late).await[&'M'].contains("standby cluster"));
+    let error = read_error(&mut late).await;
+    assert!(error[&'M'].ends_with("no server is available: this is a standby cluster: it has no primary"));
+    assert_eq!(error.get(&'D'), None, "it was not held");
     lab.at_rest().await;
     assert_eq!(lab.stats.held_total.get(), 1);
 }

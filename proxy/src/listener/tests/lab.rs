@@ -53,7 +53,7 @@ impl Lab {
             routes: routes.clone(),
             sessions: sessions.clone(),
             stats: stats.clone(),
-            reports: Reports::new(sender),
+            reports: Reports::new(sender, Arc::default()),
         };
         let mut listener = Listener::bind(settings, context, &mut Sockets::default()).unwrap();
         listener.start().unwrap();

@@ -260,7 +260,7 @@ async fn an_address_in_use_is_named() {
         routes: lab.routes.clone(),
         sessions: lab.sessions.clone(),
         stats: lab.stats.clone(),
-        reports: Reports::new(tokio::sync::mpsc::channel(1).0),
+        reports: Reports::new(tokio::sync::mpsc::channel(1).0, Arc::default()),
     };
     let error = Listener::bind(same, context, &mut Sockets::default()).unwrap_err().to_string();
     let expected = format!("cannot listen on {}: address already in use", lab.address());

@@ -11,11 +11,11 @@ fn examples() -> Vec<(What, &'static str)> {
         (What::LeaderKeyGone, "the leader key of pg2 is gone"),
         (
             What::PrimaryConfirmed { by: "rest", after_ms: 163 },
-            "pg2 is confirmed as primary (by rest, after 163 ms)",
+            "pg2 is confirmed as primary (by Patroni's REST, after 163 ms)",
         ),
         (
             What::PrimaryConfirmed { by: "member-key", after_ms: 18_250 },
-            "pg2 is confirmed as primary (by member key, after 18.2 s)",
+            "pg2 is confirmed as primary (by its member key, after 18.2 s)",
         ),
         (
             What::PrimaryDoubted { why: "its status was not answered" },
