@@ -94,6 +94,10 @@ async fn demo() -> Result<()> {
     for index in 0..BALANCERS {
         balancers.push(Pointsman::start(&cluster, index).await?);
     }
+    // Else the first visitor of 5001 would meet the primary, which stands in for replicas that are not known yet.
+    for balancer in &balancers {
+        balancer.wait_replicas(2).await?;
+    }
     println!("Ready after {:.0} s.\n", started.elapsed().as_secs_f64());
     println!("{}", what_to_try(&cluster, &balancers));
     watch(&mut cluster, &mut balancers).await
