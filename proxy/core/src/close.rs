@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::error_response::{ErrorResponse, SqlState};
+use crate::error_response::SqlState;
 use crate::route::{NoRoute, RevokeReason};
 use crate::startup::StartupError;
 
@@ -242,14 +242,6 @@ impl CloseReason {
             | Self::LeftWhileHeld
             | Self::CancelDone => None,
         }
-    }
-
-    /// The whole message for a client that can still be told (see [`CloseReason::sqlstate`]): the reason, and what
-    /// a person can do about it.
-    pub fn error_response(&self) -> Option<Vec<u8>> {
-        let message = format!("pointsman: {self}");
-        let hint = if let Self::HeldTooLong(Some(why)) = self { Some(why.hint()) } else { None };
-        Some(ErrorResponse { sqlstate: self.sqlstate()?, message: &message, detail: None, hint }.encode())
     }
 }
 
