@@ -2,13 +2,13 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
 
 use pointsman_core::event::DialOutcome;
 use pointsman_core::view::Address;
-use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout_at};
 
-use crate::socket::TcpOptions;
+use crate::engine::{self, Stream, timeout_at};
+use crate::socket;
 
 /// Why there is no connection to a server, or no first byte from it.
 #[derive(Debug, thiserror::Error)]
@@ -88,9 +88,8 @@ pub(crate) fn is_reset(kind: io::ErrorKind) -> bool {
 /// that a silent address does not use up the turn of the next one. Cancel-safe: dropping it ends the attempt.
 pub(crate) async fn connect(
     addresses: &[Address],
-    options: TcpOptions,
     deadline: Instant,
-) -> Result<(TcpStream, SocketAddr), DialError> {
+) -> Result<(Stream, SocketAddr), DialError> {
     let mut last = DialError::Unreachable(io::Error::other("the member has no address"));
     let mut names_left = addresses.len();
     for address in addresses {
@@ -108,11 +107,8 @@ pub(crate) async fn connect(
         names_left = names_left.saturating_sub(1);
         let mut sockets_left = sockets.len();
         for socket in sockets {
-            match timeout_at(share(deadline, sockets_left + names_left), TcpStream::connect(socket)).await {
-                Ok(Ok(stream)) => {
-                    options.apply(&stream)?;
-                    return Ok((stream, socket));
-                }
+            match timeout_at(share(deadline, sockets_left + names_left), connect_to(socket)).await {
+                Ok(Ok(stream)) => return Ok((stream, socket)),
                 Ok(Err(error)) => last = error.into(),
                 Err(_) => last = DialError::TimedOut,
             }
@@ -122,11 +118,15 @@ pub(crate) async fn connect(
     Err(last)
 }
 
+async fn connect_to(address: SocketAddr) -> io::Result<Stream> {
+    Stream::connect(socket::to_connect(address)?, address).await
+}
+
 async fn resolve(address: &Address) -> io::Result<Vec<SocketAddr>> {
     if let Ok(ip) = address.host.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(ip, address.port)]);
     }
-    Ok(tokio::net::lookup_host((address.host.as_str(), address.port)).await?.collect())
+    engine::resolve(&address.host, address.port).await
 }
 
 /// The end of an attempt, when `attempts` are left to be made until the deadline.

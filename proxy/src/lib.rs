@@ -4,7 +4,7 @@
 //! * [`cluster`], [`control`]: one control task for each cluster, around its topology: the only writer of routes.
 //! * [`routes`]: where the control task publishes, and the fences that end sessions.
 //! * [`discovery`]: the source of a cluster's views. [`ask`], [`probe`]: questions to single members.
-//! * [`listener`]: from accept to the end of a session. [`sessions`], [`stats`]: what can be seen of it.
+//! * [`listener`]: from accept to the end of a session, on the cores of the [`engine`]. [`sessions`], [`stats`]: what can be seen of it.
 //! * [`state`]: the read side of all that; [`timeline`]: what happened. [`admin`], [`metrics`]: who shows it.
 //! * [`life`], [`logging`]: the process as the system sees it. [`cli`]: the command line.
 
@@ -17,12 +17,12 @@ mod connect;
 pub mod control;
 mod dial;
 pub mod discovery;
+pub mod engine;
 pub mod life;
 pub mod listener;
 pub mod logging;
 pub mod metrics;
 pub mod probe;
-mod relay;
 mod reload;
 pub mod routes;
 pub mod run;

@@ -156,7 +156,8 @@ impl Process {
         let settings = self.settings(new, cluster);
         let Some(running) = self.listeners.get_mut(&new.name) else {
             let listener = self.bind(new, sockets)?;
-            return self.start_listener(listener);
+            self.start_listener(listener);
+            return Ok(());
         };
         if running.settings().listener.bind == new.bind {
             running.reconfigure(settings);

@@ -14,6 +14,8 @@ use pointsman_core::route::{Revocation, RevokeReason, Route, RouteTable, Term};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::engine::Cores;
+
 /// Ends every session of one term at once.
 #[derive(Debug, Default)]
 pub struct Fence {
@@ -77,6 +79,8 @@ pub struct Routes {
     current: ArcSwap<Published>,
     generation: watch::Sender<u64>,
     fences: std::sync::Mutex<BTreeMap<Term, std::sync::Weak<Fence>>>,
+    /// Where the sessions are.
+    cores: OnceLock<Cores>,
 }
 
 impl Default for Routes {
@@ -89,6 +93,7 @@ impl Default for Routes {
             current: ArcSwap::from_pointee(empty),
             generation: watch::Sender::new(0),
             fences: std::sync::Mutex::default(),
+            cores: OnceLock::new(),
         }
     }
 }
@@ -102,6 +107,11 @@ impl Routes {
     /// Tells of every later generation; `changed()` is cancel-safe.
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.generation.subscribe()
+    }
+
+    /// Names the cores that relay sessions of these routes: they have to look for them when a fence is raised. There is one engine.
+    pub(crate) fn served_by(&self, cores: &Cores) {
+        self.cores.get_or_init(|| cores.clone());
     }
 
     /// Puts a new table in force and wakes who waits for one. Only the control task calls this.
@@ -128,6 +138,9 @@ impl Routes {
         let fence = self.lock().remove(&revocation.term).and_then(|fence| fence.upgrade());
         if let Some(fence) = fence {
             fence.raise(revocation.reason);
+            if let Some(cores) = self.cores.get() {
+                cores.sweep();
+            }
         }
     }
 

@@ -23,6 +23,7 @@ use tokio_util::task::TaskTracker;
 use crate::admin::Admin;
 use crate::clock::Clock;
 use crate::cluster::Cluster;
+use crate::engine::{Cores, Engine};
 use crate::life::{self, Signal, Signals};
 use crate::listener::{Context, Listener, Listeners, Settings, Sockets};
 use crate::logging::Logging;
@@ -50,7 +51,8 @@ pub async fn run(config: Config, file: &Path, logging: &Logging) -> anyhow::Resu
     let app = Arc::new(App::new(config.node.clone()).with_log(logging.dropped_lines()));
     app.sessions.set_room(descriptors.room());
     let admin = Admin::bind(&config.admin)?;
-    let mut process = Process::start(file.to_owned(), config, Arc::clone(&app))?;
+    let engine = Engine::start(&config.relay)?;
+    let mut process = Process::start(file.to_owned(), config, Arc::clone(&app), engine.cores().clone())?;
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
     tasks.spawn(admin.serve(Arc::clone(&app), stop.clone()));
     tasks.spawn(stop.clone().run_until_cancelled_owned(watchdog(Arc::clone(&app))));
@@ -137,11 +139,12 @@ pub(crate) struct Process {
     pub(crate) retired: Vec<Arc<Listener>>,
     /// Their drains.
     pub(crate) drains: JoinSet<()>,
+    cores: Cores,
     clock: Clock,
 }
 
 impl Process {
-    fn start(file: PathBuf, config: Config, app: Arc<App>) -> anyhow::Result<Self> {
+    fn start(file: PathBuf, config: Config, app: Arc<App>, cores: Cores) -> anyhow::Result<Self> {
         let mut process = Self {
             file,
             config,
@@ -150,6 +153,7 @@ impl Process {
             listeners: Listeners::default(),
             retired: Vec::new(),
             drains: JoinSet::new(),
+            cores,
             clock: Clock::start(),
         };
         for cluster in process.config.clusters.clone() {
@@ -161,7 +165,7 @@ impl Process {
             .map(|listener| process.bind(listener, &mut Sockets::default()))
             .collect::<Result<_, _>>()?;
         for listener in bound {
-            process.start_listener(listener)?;
+            process.start_listener(listener);
         }
         process.show();
         Ok(process)
@@ -186,6 +190,7 @@ impl Process {
             sessions: Arc::clone(&self.app.sessions),
             stats: Arc::default(),
             reports: cluster.reports().clone(),
+            cores: self.cores.clone(),
         };
         Ok(Listener::bind(settings, context, sockets)?)
     }
@@ -198,11 +203,10 @@ impl Process {
         }
     }
 
-    pub(crate) fn start_listener(&mut self, mut listener: Listener) -> anyhow::Result<()> {
-        listener.start()?;
+    pub(crate) fn start_listener(&mut self, mut listener: Listener) {
+        listener.start();
         say_listening(&listener);
         self.listeners.add(listener);
-        Ok(())
     }
 
     /// Shows the parts as they are now to the admin interface.

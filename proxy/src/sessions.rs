@@ -71,6 +71,7 @@ pub struct Session {
     login: OnceLock<Login>,
     end: CancellationToken,
     end_reason: OnceLock<CloseReason>,
+    kill_waker: Mutex<Option<std::task::Waker>>,
 }
 
 /// Who logs in, as the clear-text start-up message says (unknown for TLS pass-through).
@@ -119,12 +120,20 @@ impl Session {
     pub fn kill(&self, reason: CloseReason) {
         let _ = self.end_reason.set(reason);
         self.end.cancel();
+        if let Some(waker) = lock(&self.kill_waker).take() {
+            waker.wake();
+        }
     }
 
     /// Waits until somebody asks the session to end. Cancel-safe.
     pub async fn killed(&self) -> CloseReason {
         self.end.cancelled().await;
         self.end_reason.get().cloned().unwrap_or(CloseReason::Killed)
+    }
+
+    /// Has an established session, which has no task, woken by [`Session::kill`].
+    pub(crate) fn set_kill_waker(&self, waker: &std::task::Waker) {
+        *lock(&self.kill_waker) = Some(waker.clone());
     }
 
     /// Why somebody has asked the session to end, if somebody has. Cheap: ask before each write.
@@ -177,6 +186,7 @@ impl Sessions {
             login: OnceLock::new(),
             end: CancellationToken::new(),
             end_reason: OnceLock::new(),
+            kill_waker: Mutex::default(),
         });
         self.shard(id).insert(id, Arc::clone(&session));
         SessionGuard { register: Arc::clone(self), session }

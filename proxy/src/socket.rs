@@ -1,13 +1,18 @@
 //! Options of the sockets that carry sessions: both sides get the same ones.
+//!
+//! A listening socket gets them once, and the connections that are accepted from it inherit them: no system call for each. A
+//! connection to a server gets at once what its first messages need, and the rest when the session has lived for a moment: most of
+//! the work of a short session would be options that it does not live to use.
 
 use std::io;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use pointsman_config::{Keepalive, Listener};
-use rustix::net::RecvFlags;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
-use tokio::net::TcpStream;
+
+use crate::engine::{Stream, timeout_at};
 
 /// Connections that the kernel keeps ready for accept(2); `net.core.somaxconn` caps it.
 const BACKLOG: i32 = 4096;
@@ -24,10 +29,15 @@ impl TcpOptions {
         Self { keepalive: listener.keepalive, user_timeout: listener.user_timeout }
     }
 
-    /// `TCP_NODELAY`, keepalive, `TCP_USER_TIMEOUT`. An error means that the peer has gone already.
-    pub(crate) fn apply(self, stream: &TcpStream) -> io::Result<()> {
-        let socket = SockRef::from(stream);
-        socket.set_tcp_nodelay(true)?;
+    /// Everything: for a listening socket.
+    pub(crate) fn apply(self, socket: impl AsFd) -> io::Result<()> {
+        SockRef::from(&socket).set_tcp_nodelay(true)?;
+        self.apply_late(socket)
+    }
+
+    /// What finds a dead peer of a session that has lived for a moment: keepalive and `TCP_USER_TIMEOUT`.
+    pub(crate) fn apply_late(self, socket: impl AsFd) -> io::Result<()> {
+        let socket = SockRef::from(&socket);
         let keepalive = TcpKeepalive::new()
             .with_time(self.keepalive.idle)
             .with_interval(self.keepalive.interval)
@@ -53,64 +63,27 @@ pub(crate) fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
-/// Closes with an RST instead of a FIN: what the peer has not received yet is thrown away.
-pub(crate) fn reset(stream: TcpStream) {
-    // Fails only on a socket that is closed already; dropping it is right either way.
-    let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
-    drop(stream);
-}
-
-/// Sends a FIN; the peer may go on sending.
-pub(crate) fn shut_down_write(stream: &TcpStream) -> io::Result<()> {
-    SockRef::from(stream).shutdown(std::net::Shutdown::Write)
-}
-
-/// Reads without waiting. Like [`TcpStream::try_read`], but a short read also clears the readiness, which
-/// saves the read that would only say that there is nothing more.
-pub(crate) fn read_now(stream: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut short = None;
-    let result = stream.try_io(tokio::io::Interest::READABLE, || {
-        let room = buffer.len();
-        let (count, _) = rustix::net::recv(stream, &mut *buffer, RecvFlags::empty())?;
-        if count > 0 && count < room {
-            short = Some(count);
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
-        Ok(count)
-    });
-    match short {
-        Some(count) => Ok(count),
-        None => result,
-    }
+/// A socket that is to be connected to a server.
+pub(crate) fn to_connect(address: SocketAddr) -> io::Result<OwnedFd> {
+    let kind = Type::STREAM.nonblocking().cloexec();
+    let socket = Socket::new_raw(Domain::for_address(address), kind, Some(Protocol::TCP))?;
+    socket.set_tcp_nodelay(true)?;
+    Ok(socket.into())
 }
 
 /// Reads to the end, within bounds, and forgets what it read: unread input would turn our close into an
 /// RST, which destroys what we have just written.
-pub(crate) async fn discard(stream: &TcpStream, limit: usize, patience: Duration) {
+pub(crate) async fn discard(stream: &Stream, limit: usize, patience: Duration) {
     let reading = async {
-        let mut scrap = [0; 1024];
+        let mut scrap = Vec::new();
         let mut seen = 0;
-        while seen < limit && stream.readable().await.is_ok() {
-            match stream.try_read(&mut scrap) {
-                Ok(0) => return,
+        while seen < limit {
+            scrap.clear();
+            match stream.receive(&mut scrap, limit - seen).await {
+                Ok(0) | Err(_) => return,
                 Ok(count) => seen += count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(_) => return,
             }
         }
     };
-    let _ = tokio::time::timeout(patience, reading).await; // patience has an end, that is all
-}
-
-/// Writes everything, waiting as long as it takes: the caller has a deadline.
-pub(crate) async fn write_all(stream: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        stream.writable().await?;
-        match stream.try_write(bytes) {
-            Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
+    let _ = timeout_at(Instant::now() + patience, reading).await; // patience has an end, that is all
 }

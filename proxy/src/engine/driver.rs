@@ -107,6 +107,9 @@ pub(crate) trait Driver: Sized {
     /// What it is called in the configuration and the metrics.
     const NAME: &'static str;
 
+    /// The most that one [`Event::Data`] brings, in bytes: a stream that fills several in a row is bulk.
+    const BUFFER: usize;
+
     /// Made by the thread that will use it. The error says what the kernel refuses.
     fn open() -> io::Result<Self>;
 
@@ -144,7 +147,8 @@ pub(crate) trait Driver: Sized {
     /// Stops or resumes receiving. Stopping takes effect at [`Event::Quiet`]; an end without data (RST) is noticed all the same.
     fn receive(&mut self, key: Key, on: bool);
 
-    /// Asks for one [`Event::Readable`] or [`Event::Writable`]. For a socket whose receiving has been stopped.
+    /// Asks for one [`Event::Readable`] or [`Event::Writable`], after the kernel has said that a call would wait. For a socket whose
+    /// receiving has been stopped.
     fn poll(&mut self, key: Key, readiness: Readiness);
 
     /// Sends a FIN; nothing waits to be sent. The peer may go on sending.

@@ -8,14 +8,15 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
+use futures_util::future::join_all;
 use pointsman_core::view::{Address, MemberName};
-use tokio::task::JoinSet;
-use tokio::time::Instant;
 
 use super::Shared;
 use crate::dial;
-use crate::socket::{TcpOptions, discard, write_all};
+use crate::engine::timeout_at;
+use crate::socket::discard;
 
 /// The most members that one request is sent to.
 const MAX_SERVERS: usize = 16;
@@ -23,25 +24,16 @@ const MAX_SERVERS: usize = 16;
 /// Sends the request to every server that may know its key, and waits until each has closed.
 pub(crate) async fn broadcast(shared: &Shared, request: Vec<u8>) {
     shared.stats.cancels.add(1);
-    let settings = shared.settings.load_full();
-    let options = TcpOptions::of(&settings.listener);
-    let patience = settings.listener.connect_timeout;
-    let request: Arc<[u8]> = request.into();
-    let mut tasks = JoinSet::new();
-    for addresses in servers(shared) {
-        let request = Arc::clone(&request);
-        tasks.spawn(async move {
-            let deadline = Instant::now() + patience;
-            let Ok((stream, _)) = dial::connect(&addresses, options, deadline).await else { return };
-            let _ = tokio::time::timeout_at(deadline, async {
-                if write_all(&stream, &request).await.is_ok() {
-                    discard(&stream, 1024, patience).await;
-                }
-            })
-            .await; // a cancellation is a wish: there is nobody to tell that it failed
-        });
-    }
-    while tasks.join_next().await.is_some() {}
+    let patience = shared.settings.load().listener.connect_timeout;
+    let deadline = Instant::now() + patience;
+    let request = &request;
+    join_all(servers(shared).into_iter().map(|addresses| async move {
+        let Ok((stream, _)) = dial::connect(&addresses, deadline).await else { return };
+        stream.send(request);
+        // A cancellation is a wish: there is nobody to tell that it failed.
+        let _ = timeout_at(deadline, discard(&stream, 1024, patience)).await;
+    }))
+    .await;
 }
 
 /// The addresses of the members that new sessions go to, and of those that serve older ones.

@@ -3,16 +3,14 @@
 use std::io;
 
 use pointsman_core::startup::{FirstMessage, Parsed, StartupError, StartupParser};
-use tokio::io::Interest;
-use tokio::net::TcpStream;
 
-use crate::socket::{read_now, write_all};
+use crate::engine::Stream;
 
 /// The most that is kept of what a client sends before a server has answered, in bytes. A start-up message
 /// has at most 10,000, a TLS ClientHello at most 16 KiB.
 const MAX_EARLY: usize = 32 * 1024;
 
-/// How much is read at once; a start-up message rarely has more than 200 bytes.
+/// How much is taken at once, in bytes; a start-up message rarely has more than 200.
 const READ: usize = 2048;
 
 /// Why a client cannot be served.
@@ -35,14 +33,14 @@ pub(crate) enum ClientError {
 /// A client's connection, its first messages taken off one by one.
 #[derive(Debug)]
 pub(crate) struct Client {
-    pub(crate) stream: TcpStream,
+    pub(crate) stream: Stream,
     parser: StartupParser,
     /// Received, and not part of a message that was taken off.
     early: Vec<u8>,
 }
 
 impl Client {
-    pub(crate) fn new(stream: TcpStream) -> Self {
+    pub(crate) fn new(stream: Stream) -> Self {
         Self { stream, parser: StartupParser::default(), early: Vec::new() }
     }
 
@@ -57,7 +55,7 @@ impl Client {
     }
 
     /// The socket, and what came after the messages that were taken off.
-    pub(crate) fn into_parts(self) -> (TcpStream, Vec<u8>) {
+    pub(crate) fn into_parts(self) -> (Stream, Vec<u8>) {
         (self.stream, self.early)
     }
 
@@ -89,33 +87,18 @@ impl Client {
     }
 
     /// Sends an answer of ours, or of a server's.
-    pub(crate) async fn send(&self, bytes: &[u8]) -> Result<(), ClientError> {
-        write_all(&self.stream, bytes).await.map_err(ClientError::Broken)
+    pub(crate) fn send(&self, bytes: &[u8]) {
+        self.stream.send(bytes);
     }
 
     /// Waits for bytes, and keeps them.
     async fn receive(&mut self) -> Result<(), ClientError> {
-        loop {
-            let ready =
-                self.stream.ready(Interest::READABLE | Interest::ERROR).await.map_err(ClientError::Broken)?;
-            match self.receive_now() {
-                Err(ClientError::Broken(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
-                other => return other,
-            }
-            if ready.is_error() {
-                return Err(ClientError::Broken(io::ErrorKind::ConnectionReset.into()));
-            }
+        match self.stream.receive(&mut self.early, READ).await {
+            Ok(0) => Err(ClientError::Closed),
+            Ok(_) if self.early.len() > MAX_EARLY => Err(ClientError::Flood),
+            Ok(_) => Ok(()),
+            Err(error) => Err(ClientError::Broken(error)),
         }
-    }
-
-    fn receive_now(&mut self) -> Result<(), ClientError> {
-        let mut buffer = [0; READ];
-        let count = read_now(&self.stream, &mut buffer).map_err(ClientError::Broken)?;
-        if count == 0 {
-            return Err(ClientError::Closed);
-        }
-        self.early.extend_from_slice(buffer.get(..count).unwrap_or_default());
-        if self.early.len() > MAX_EARLY { Err(ClientError::Flood) } else { Ok(()) }
     }
 }
 

@@ -1,21 +1,18 @@
 //! A connection to a server, from the grant to its first answer.
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use pointsman_core::error_response::SqlState;
 use pointsman_core::route::GrantRole;
 use pointsman_core::startup::{Encryption, EncryptionAnswer, FirstMessage, ServerReply};
 use pointsman_core::view::{Address, MemberName};
-use tokio::io::Interest;
-use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout_at};
 
 use super::client::Client;
 use crate::dial::{self, DialError};
+use crate::engine::{Stream, timeout_at};
 use crate::routes::Fence;
-use crate::socket::{TcpOptions, read_now, write_all};
 use crate::stats::{GaugeGuard, ServerSessions, ServerStats};
 
 /// A member that a session was granted. The fence is of the very table that named the member.
@@ -80,7 +77,7 @@ pub(crate) enum Answer {
 /// A connection to a server that has been sent nothing but start-up messages.
 #[derive(Debug)]
 pub(crate) struct Link {
-    pub(crate) stream: TcpStream,
+    pub(crate) stream: Stream,
     pub(crate) server: SocketAddr,
     pub(crate) grant: Grant,
     /// What the server has answered.
@@ -89,15 +86,11 @@ pub(crate) struct Link {
 
 impl Link {
     /// Connects to the granted member.
-    pub(crate) async fn dial(
-        grant: Grant,
-        options: TcpOptions,
-        deadline: Instant,
-    ) -> Result<Self, (Grant, DialError)> {
+    pub(crate) async fn dial(grant: Grant, deadline: Instant) -> Result<Self, (Grant, DialError)> {
         let connected = tokio::select! {
             biased;
             _ = grant.fence.wait() => Err(DialError::Revoked),
-            connected = dial::connect(&grant.addresses, options, deadline) => connected,
+            connected = dial::connect(&grant.addresses, deadline) => connected,
         };
         match connected {
             Ok((stream, server)) => Ok(Self { stream, server, grant, received: Vec::new() }),
@@ -110,14 +103,13 @@ impl Link {
     pub(crate) async fn ask(&mut self, question: &Question, deadline: Instant) -> Result<Answer, DialError> {
         self.received.clear();
         let Self { stream, grant, received, .. } = self;
-        let asking = async {
-            write_all(stream, &question.bytes).await?;
-            answer(stream, question.kind, received).await
-        };
+        stream.send(&question.bytes);
         let answer = tokio::select! {
             biased;
             _ = grant.fence.wait() => Err(DialError::Revoked),
-            answer = timeout_at(deadline, asking) => answer.unwrap_or(Err(DialError::TimedOut)),
+            answer = timeout_at(deadline, answer(stream, question.kind, received)) => {
+                answer.unwrap_or(Err(DialError::TimedOut))
+            }
         };
         match answer {
             // It said something, then nothing that would make a whole: that is the client's to judge.
@@ -134,18 +126,16 @@ impl Link {
         tokio::select! {
             _ = self.grant.fence.wait() => {}
             // Data would be as strange as an end: dialling anew is right for both.
-            _ = self.stream.ready(Interest::READABLE | Interest::ERROR) => {}
+            () = self.stream.readable() => {}
         }
     }
 }
 
-async fn answer(stream: &TcpStream, kind: Kind, received: &mut Vec<u8>) -> Result<Answer, DialError> {
+async fn answer(stream: &Stream, kind: Kind, received: &mut Vec<u8>) -> Result<Answer, DialError> {
     loop {
-        stream.readable().await?;
-        match receive_now(stream, received) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-            Err(error) => return Err(error.into()),
+        // Not more than a start-up can be answered with: the rest stays with the stream.
+        if stream.receive(received, ServerReply::MAX_INSPECTED).await? == 0 {
+            return Err(DialError::Closed);
         }
         match judge(kind, received) {
             Verdict::Wait => {}
@@ -153,18 +143,6 @@ async fn answer(stream: &TcpStream, kind: Kind, received: &mut Vec<u8>) -> Resul
             Verdict::NotReady(sqlstate, message) => {
                 return Err(DialError::NotReady(format!("{message} ({sqlstate})")));
             }
-        }
-    }
-}
-
-/// Reads what a start-up can be answered with; the rest stays in the socket.
-fn receive_now(stream: &TcpStream, received: &mut Vec<u8>) -> io::Result<()> {
-    let mut buffer = [0; ServerReply::MAX_INSPECTED];
-    match read_now(stream, &mut buffer)? {
-        0 => Err(io::ErrorKind::UnexpectedEof.into()),
-        count => {
-            received.extend_from_slice(buffer.get(..count).unwrap_or_default());
-            Ok(())
         }
     }
 }

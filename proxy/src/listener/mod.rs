@@ -1,11 +1,11 @@
 //! Listeners: addresses that clients connect to, and the sessions behind them.
 //!
-//! Tasks of one listener, all in its [`TaskTracker`]: one accept loop for each address, the keeper of the
-//! hold queue ([`holds`]), one task for each session ([`session`]), at most [`MAX_REFUSALS`] that explain a
-//! refusal at the door. Bounds: `max_connections` sessions, `max_held` of them held.
+//! Its tasks, all counted by its [`TaskTracker`]: the keeper of the hold queue ([`holds`]) on tokio; on the cores of the engine, which
+//! accept for it: one for each session that is being started ([`session`]), at most [`MAX_REFUSALS`] that explain a refusal at the
+//! door. Established sessions have no task, but count. Bounds: `max_connections` sessions, `max_held` of them held.
 //!
 //! * [`admission`]: who may come in. [`client`]: a client's first messages. [`holds`]: waiting for a route.
-//! * [`link`]: a server, up to its first answer. [`refuse`]: telling a client why not. [`cancel`].
+//! * [`link`]: a server, up to its first answer. [`established`]: from there to the end. [`refuse`]: telling a client why not. [`cancel`].
 //! * [`record`]: the line of a finished session. [`reports`]: what the control task is told.
 //!
 //! The PROXY protocol and TLS termination belong between accept and [`client::Client`]: they turn a
@@ -14,6 +14,7 @@
 mod admission;
 mod cancel;
 mod client;
+mod established;
 mod holds;
 mod link;
 mod record;
@@ -31,7 +32,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -40,7 +41,6 @@ use pointsman_core::balance::{Draw, Policy};
 use pointsman_core::close::CloseReason;
 use pointsman_core::hold::HoldLimits;
 use pointsman_core::route::NoRoute;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -50,6 +50,7 @@ use self::admission::Sources;
 use self::client::Client;
 use self::holds::Holds;
 pub use self::reports::Reports;
+use crate::engine::{Acceptor, Cores, Listening, Stream, Task};
 use crate::routes::Routes;
 use crate::sessions::{SessionId, Sessions};
 use crate::socket::{self, TcpOptions};
@@ -135,7 +136,16 @@ impl Bound {
         Ok(Self { addresses, to_start, to_share: Mutex::new(to_share) })
     }
 
-    fn share(&self) -> std::sync::MutexGuard<'_, Vec<std::net::TcpListener>> {
+    /// The options of every connection that will be accepted.
+    fn set_options(&self, options: TcpOptions) {
+        for socket in self.share().iter() {
+            if let Err(error) = options.apply(socket) {
+                tracing::warn!("cannot set the options of a listening socket: {error}");
+            }
+        }
+    }
+
+    fn share(&self) -> MutexGuard<'_, Vec<std::net::TcpListener>> {
         self.to_share.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -168,6 +178,8 @@ pub struct Context {
     pub stats: Arc<ListenerStats>,
     /// The way to the control task of its cluster.
     pub reports: Reports,
+    /// Where its sessions live.
+    pub cores: Cores,
 }
 
 /// What the tasks of a listener share.
@@ -185,6 +197,8 @@ pub(crate) struct Shared {
     refusals: Arc<Semaphore>,
     /// The number of the newest session.
     newest: AtomicU64,
+    /// The pause after an error of accept(2), in milliseconds. 0: it works.
+    backoff: AtomicU64,
     /// Choices of a member that were made, and a secret to draw lots with.
     choices: AtomicU64,
     lots: RandomState,
@@ -224,9 +238,13 @@ fn policy(balance: Balance) -> Policy {
 #[derive(Debug)]
 pub struct Listener {
     shared: Arc<Shared>,
+    cores: Cores,
     bound: Bound,
+    /// What the cores accept from.
+    listening: Mutex<Vec<Arc<Listening>>>,
+    /// Cancelled when it has stopped accepting.
     accepting: CancellationToken,
-    /// The accept loops; each owns its listening socket.
+    /// Each listening socket, until the last core has let go of it.
     acceptors: TaskTracker,
     /// Ends the keeper of the hold queue, when nobody can be held any more.
     keeping: CancellationToken,
@@ -236,6 +254,8 @@ impl Listener {
     /// Takes its addresses from `sockets`, and binds those that are not there; without accepting yet.
     pub fn bind(settings: Settings, context: Context, sockets: &mut Sockets) -> Result<Self, ListenError> {
         let bound = Bound::new(&settings.listener.bind, sockets)?;
+        bound.set_options(TcpOptions::of(&settings.listener));
+        context.routes.served_by(&context.cores);
         let name = settings.listener.name.clone();
         let shared = Shared {
             holds: Holds::new(name.clone(), Arc::clone(&context.routes), settings.hold_limits()),
@@ -249,6 +269,7 @@ impl Listener {
             sources: Arc::default(),
             refusals: Arc::new(Semaphore::new(MAX_REFUSALS)),
             newest: AtomicU64::new(0),
+            backoff: AtomicU64::new(0),
             choices: AtomicU64::new(0),
             lots: RandomState::new(),
             draining: CancellationToken::new(),
@@ -256,7 +277,9 @@ impl Listener {
         };
         Ok(Self {
             shared: Arc::new(shared),
+            cores: context.cores,
             bound,
+            listening: Mutex::default(),
             accepting: CancellationToken::new(),
             acceptors: TaskTracker::new(),
             keeping: CancellationToken::new(),
@@ -264,14 +287,13 @@ impl Listener {
     }
 
     /// Begins to accept. Within a tokio runtime; a second call does nothing.
-    pub fn start(&mut self) -> Result<(), ListenError> {
+    pub fn start(&mut self) {
         let to_start = std::mem::take(&mut self.bound.to_start);
         for (socket, &address) in to_start.into_iter().zip(&self.bound.addresses) {
-            let socket = TcpListener::from_std(socket).map_err(|error| ListenError { address, error })?;
-            let (shared, accepting) = (Arc::clone(&self.shared), self.accepting.clone());
-            self.acceptors.spawn(async move {
-                accepting.run_until_cancelled_owned(accept(&shared, socket, address)).await;
-            });
+            let acceptor: Arc<dyn Acceptor> = Arc::clone(&self.shared) as _;
+            let listening = Arc::new(Listening { socket, address, acceptor, held: self.acceptors.token() });
+            self.cores.listen(&listening);
+            self.listening().push(listening);
         }
         if !self.shared.tracker.is_closed() {
             let (shared, keeping) = (Arc::clone(&self.shared), self.keeping.clone());
@@ -280,7 +302,6 @@ impl Listener {
             });
             self.shared.tracker.close(); // `wait` may end once no task is left; spawning goes on
         }
-        Ok(())
     }
 
     /// Changes to other addresses, and takes `settings` over. Sessions go on, held ones too.
@@ -291,7 +312,8 @@ impl Listener {
         self.accepting = CancellationToken::new();
         self.acceptors = TaskTracker::new();
         self.reconfigure(settings);
-        self.start()
+        self.start();
+        Ok(())
     }
 
     /// Adds its listening sockets to `sockets`, for whoever takes its addresses over.
@@ -327,6 +349,7 @@ impl Listener {
     /// cluster and addresses stay what they are.
     pub fn reconfigure(&self, settings: Settings) {
         self.shared.holds.set_limits(settings.hold_limits());
+        self.bound.set_options(TcpOptions::of(&settings.listener));
         self.shared.settings.store(Arc::new(settings));
     }
 
@@ -343,6 +366,9 @@ impl Listener {
     /// Has the listening sockets closed. Sessions go on.
     pub fn stop_accepting(&self) {
         self.bound.share().clear();
+        for listening in self.listening().drain(..) {
+            self.cores.unlisten(&listening);
+        }
         self.accepting.cancel();
     }
 
@@ -365,6 +391,10 @@ impl Listener {
             tracing::warn!(listener = %self.shared.name, "sessions have not ended in time after they were cut");
         }
         cut
+    }
+
+    fn listening(&self) -> MutexGuard<'_, Vec<Arc<Listening>>> {
+        self.listening.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn begin_drain(&self) {
@@ -446,50 +476,41 @@ impl<'a> IntoIterator for &'a Listeners {
     }
 }
 
-/// The accept loop of one address. No error ends it.
-async fn accept(shared: &Arc<Shared>, socket: TcpListener, address: SocketAddr) -> std::convert::Infallible {
-    let mut backoff = None;
-    loop {
-        match socket.accept().await {
-            Ok((stream, client)) => {
-                backoff = None;
-                shared.stats.accepted.add(1);
-                accepted(shared, stream, client);
+impl Acceptor for Shared {
+    fn accepted(self: Arc<Self>, stream: Stream, client: SocketAddr, local: SocketAddr) -> Option<Task> {
+        self.stats.accepted.add(1);
+        if self.sessions.is_full() {
+            no_room(&self, client);
+            return None;
+        }
+        let settings = self.settings.load();
+        match admission::admit(&settings.listener, &self.stats, &self.sources, client.ip()) {
+            Ok(admitted) => {
+                let (cluster, name) = (self.cluster.clone(), self.name.clone());
+                let session = self.sessions.enter(cluster, name, client, local);
+                self.newest.fetch_max(session.id.0, Ordering::Relaxed);
+                drop(settings);
+                Some(Box::pin(session::serve(self, stream, session, admitted)))
             }
-            Err(error) => {
-                shared.stats.accept_errors.add(1);
-                if backoff.is_none() {
-                    tracing::warn!(listener = %shared.name, %address, "cannot accept a connection: {error}");
-                }
-                let pause =
-                    backoff.map_or(SHORTEST_BACKOFF, |pause: Duration| (pause * 2).min(LONGEST_BACKOFF));
-                backoff = Some(pause);
-                tokio::time::sleep(pause).await;
-            }
+            Err(reason) => turn_away(&self, stream, client, &reason),
         }
     }
-}
 
-/// One connection: a session, or a refusal.
-fn accepted(shared: &Arc<Shared>, stream: TcpStream, client: SocketAddr) {
-    if shared.sessions.is_full() {
-        return no_room(shared, client);
-    }
-    let settings = shared.settings.load();
-    // Either fails only when the client has gone already.
-    let local = TcpOptions::of(&settings.listener).apply(&stream).and_then(|()| stream.local_addr());
-    let Ok(local) = local else { return };
-    match admission::admit(&settings.listener, &shared.stats, &shared.sources, client.ip()) {
-        Ok(admitted) => {
-            let (cluster, name) = (shared.cluster.clone(), shared.name.clone());
-            let session = shared.sessions.enter(cluster, name, client, local);
-            shared.newest.fetch_max(session.id.0, Ordering::Relaxed);
-            let shared_with = Arc::clone(shared);
-            shared
-                .tracker
-                .spawn(async move { session::serve(&shared_with, stream, session, admitted).await });
+    fn failed(&self, error: &io::Error) -> Duration {
+        self.stats.accept_errors.add(1);
+        let last = self.backoff.load(Ordering::Relaxed);
+        if last == 0 {
+            tracing::warn!(listener = %self.name, "cannot accept a connection: {error}");
         }
-        Err(reason) => turn_away(shared, stream, client, &reason),
+        let pause = (Duration::from_millis(last) * 2).clamp(SHORTEST_BACKOFF, LONGEST_BACKOFF);
+        self.backoff.store(u64::try_from(pause.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        pause
+    }
+
+    fn works(&self) {
+        if self.backoff.load(Ordering::Relaxed) > 0 {
+            self.backoff.store(0, Ordering::Relaxed);
+        }
     }
 }
 
@@ -507,18 +528,18 @@ fn no_room(shared: &Shared, client: SocketAddr) {
 }
 
 /// Refuses a connection at the door: in words while few are being refused, else in silence.
-fn turn_away(shared: &Arc<Shared>, stream: TcpStream, client: SocketAddr, reason: &CloseReason) {
+fn turn_away(shared: &Arc<Shared>, stream: Stream, client: SocketAddr, reason: &CloseReason) -> Option<Task> {
     shared.stats.closed(reason);
     record::turned_away(shared.name.as_str(), client, reason);
     if shared.settings.load().listener.refuse == Refuse::Close {
-        return;
+        return None;
     }
-    let Ok(permit) = Arc::clone(&shared.refusals).try_acquire_owned() else { return };
-    let Some(response) = refuse::response(shared, reason, Duration::ZERO) else { return };
-    let draining = shared.draining.clone();
-    shared.tracker.spawn(async move {
+    let permit = Arc::clone(&shared.refusals).try_acquire_owned().ok()?;
+    let response = refuse::response(shared, reason, Duration::ZERO)?;
+    let (draining, task) = (shared.draining.clone(), shared.tracker.token());
+    Some(Box::pin(async move {
         let mut client = Client::new(stream);
         draining.run_until_cancelled(refuse::explain(&mut client, None, &response)).await;
-        drop(permit);
-    });
+        drop((permit, task));
+    }))
 }

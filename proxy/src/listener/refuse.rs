@@ -4,7 +4,7 @@
 //! the `StartupMessage`. Then our side is shut down and the client's last bytes are read, because closing
 //! with unread input would send an RST that destroys the message.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pointsman_core::close::CloseReason;
 use pointsman_core::error_response::{ErrorResponse, SqlState};
@@ -12,7 +12,8 @@ use pointsman_core::startup::FirstMessage;
 
 use super::Shared;
 use super::client::{Client, ClientError};
-use crate::socket::{discard, shut_down_write};
+use crate::engine::timeout_at;
+use crate::socket::discard;
 
 /// How long a client may take to come to its start-up message, and to take our answer.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -27,24 +28,23 @@ const LINGER_BYTES: usize = 64 * 1024;
 pub(crate) async fn explain(client: &mut Client, unanswered: Option<FirstMessage>, response: &[u8]) {
     let telling = async {
         to_startup(client, unanswered).await?;
-        client.send(response).await
+        client.send(response);
+        Ok::<(), ClientError>(())
     };
-    if let Ok(Ok(())) = tokio::time::timeout(PATIENCE, telling).await {
+    if let Ok(Ok(())) = timeout_at(Instant::now() + PATIENCE, telling).await {
         finish(client).await;
     }
 }
 
 /// Answers nonsense: there is no message to wait for.
 pub(crate) async fn answer_nonsense(client: &Client, response: &[u8]) {
-    if let Ok(Ok(())) = tokio::time::timeout(PATIENCE, client.send(response)).await {
-        finish(client).await;
-    }
+    client.send(response);
+    finish(client).await;
 }
 
 async fn finish(client: &Client) {
-    if shut_down_write(&client.stream).is_ok() {
-        discard(&client.stream, LINGER_BYTES, LINGER).await;
-    }
+    client.stream.shut_down_write();
+    discard(&client.stream, LINGER_BYTES, LINGER).await;
 }
 
 /// Goes on until the client waits for the answer to its `StartupMessage`.
@@ -56,7 +56,7 @@ async fn to_startup(client: &mut Client, unanswered: Option<FirstMessage>) -> Re
             None => client.next_message().await?,
         };
         match message {
-            FirstMessage::Ssl | FirstMessage::Gss => client.send(b"N").await?,
+            FirstMessage::Ssl | FirstMessage::Gss => client.send(b"N"),
             FirstMessage::Startup(_) => return Ok(()),
             // Nobody reads an error there.
             FirstMessage::Cancel(_) | FirstMessage::DirectTls => return Err(ClientError::Closed),

@@ -1,6 +1,7 @@
-//! One client connection from its first byte to its last: one task each.
+//! One client connection from its first byte until a server has taken it: one task each, on a core of the engine.
 //!
-//! first message → [grant → dial → ask, or hold] until a server has answered → relay → one line, counters.
+//! first message → [grant → dial → ask, or hold] until a server has answered → [`established`] → relay.
+//!                                              └► refused → one line, counters
 //!
 //! While nothing but start-up messages was sent, a failure of the server is invisible to the client: the
 //! next candidate is tried, and when none is left the session goes back to the queue, to its old place and
@@ -8,9 +9,8 @@
 //!
 //! Cancel-safety: dropping the future closes both sockets and gives every counted place back.
 
-use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pointsman_core::balance;
 use pointsman_core::close::{CloseReason, Peer};
@@ -19,101 +19,53 @@ use pointsman_core::hold::{Outcome, Ticket};
 use pointsman_core::route::Candidate;
 use pointsman_core::startup::{FirstMessage, StartupError, StartupMessage};
 use pointsman_core::view::MemberName;
-use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout_at};
 
 use super::admission::Admitted;
 use super::client::{Client, ClientError};
+use super::established::broken;
 use super::holds::Entry;
 use super::link::{Answer, Grant, Link, Question};
 use super::record::{self, Tally};
-use super::{Settings, Shared, cancel, refuse};
-use crate::dial::{DialError, is_reset};
-use crate::relay::{self, End, Pair, Side, Watch};
+use super::{Settings, Shared, cancel, established, refuse};
+use crate::dial::DialError;
+use crate::engine::{Side, Stream, timeout_at};
 use crate::sessions::{Granted, Login, Phase, SessionGuard};
-use crate::socket::TcpOptions;
 use crate::stats::{Gauge, GaugeGuard, ListenerHeld, ListenerStats, ServerSessions};
 
 /// The pauses of a session that comes back to the queue while the routes have not changed.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
-/// Serves a client that was let in.
-pub(crate) async fn serve(shared: &Shared, stream: TcpStream, session: SessionGuard, admitted: Admitted) {
+/// Serves a client that was let in, until its session is established or refused.
+pub(crate) async fn serve(shared: Arc<Shared>, stream: Stream, session: SessionGuard, admitted: Admitted) {
+    let _task = shared.tracker.token();
     let settings = shared.settings.load_full();
     let mut client = Client::new(stream);
-    let mut start = Start::new(shared, &settings, &session);
-    // In a box of its own: an established session does not carry the room that the start needs.
-    let started = Box::pin(start.run(&mut client)).await;
+    let mut start = Start::new(&shared, &settings, &session);
+    let started = start.run(&mut client).await;
     let (unanswered, understood, tally) = (start.unanswered.take(), start.understood, start.tally);
     drop(start);
     let reason = match started {
-        Ok(link) => established(shared, &settings, &session, client, link).await,
-        Err(reason) => {
-            session.set_phase(Phase::Closing);
-            Box::pin(refused(shared, &settings, client, unanswered, &reason, tally)).await;
-            reason
+        Ok(link) => {
+            return established::hand_over(
+                Arc::clone(&shared),
+                &settings,
+                session,
+                admitted,
+                tally,
+                client,
+                link,
+            );
         }
+        Err(reason) => reason,
     };
+    session.set_phase(Phase::Closing);
+    refused(&shared, &settings, client, unanswered, &reason, tally).await;
     // A health check connects and closes, or resets: it never sends a whole message.
     let left = matches!(reason, CloseReason::Closed(Peer::Client) | CloseReason::Reset(Peer::Client));
     let quiet = left && !understood;
     shared.stats.closed(&reason);
     record::write(&session, tally, &reason, settings.log_sessions, quiet);
-    drop(session);
-    drop(admitted);
-}
-
-/// Relays until the end, and tells what the end means.
-async fn established(
-    shared: &Shared,
-    settings: &Settings,
-    session: &SessionGuard,
-    client: Client,
-    link: Link,
-) -> CloseReason {
-    session.set_phase(Phase::Established);
-    let Link { stream: server, grant, received, .. } = link;
-    let (client, early) = client.into_parts();
-    let pair = Pair { client, server, to_server: early, to_client: received };
-    let watch = Watch {
-        session,
-        fence: &grant.fence,
-        listener: &shared.stats,
-        member: &grant.stats,
-        idle_timeout: settings.listener.idle_timeout,
-    };
-    let end = relay::relay(pair, &watch).await;
-    match &end {
-        End::Closed(Side::Server) | End::Broken(Side::Server, _) => {
-            shared.reports.server_closed(&grant.member);
-        }
-        End::Idle | End::Revoked(_) | End::Killed(_) => grant.stats.cut.add(1),
-        End::Closed(Side::Client) | End::Broken(Side::Client, _) => {}
-    }
-    reason_of(end)
-}
-
-fn reason_of(end: End) -> CloseReason {
-    let peer = |side| if side == Side::Client { Peer::Client } else { Peer::Server };
-    match end {
-        End::Closed(side) => CloseReason::Closed(peer(side)),
-        End::Broken(side, error) => broken(peer(side), &error),
-        End::Idle => CloseReason::IdleTimeout,
-        End::Revoked(reason) => CloseReason::Revoked(reason),
-        End::Killed(reason) => reason,
-    }
-}
-
-fn broken(peer: Peer, error: &io::Error) -> CloseReason {
-    use io::ErrorKind::{HostUnreachable, NetworkUnreachable, TimedOut};
-    if is_reset(error.kind()) {
-        CloseReason::Reset(peer)
-    } else if matches!(error.kind(), TimedOut | HostUnreachable | NetworkUnreachable) {
-        CloseReason::Lost(peer)
-    } else {
-        CloseReason::WriteFailed(peer)
-    }
 }
 
 /// Tells the client why, where it can be told.
@@ -144,7 +96,6 @@ struct Start<'a> {
     shared: &'a Shared,
     settings: &'a Settings,
     session: &'a SessionGuard,
-    options: TcpOptions,
     /// The message that the client waits on.
     unanswered: Option<FirstMessage>,
     /// It has sent a whole message.
@@ -169,7 +120,6 @@ impl<'a> Start<'a> {
             shared,
             settings,
             session,
-            options: TcpOptions::of(&settings.listener),
             unanswered: None,
             understood: false,
             link: None,
@@ -205,7 +155,7 @@ impl<'a> Start<'a> {
             }
             match answer {
                 Answer::Begun => return Ok(link),
-                Answer::Refused => self.pass_refusal(client, link).await?,
+                Answer::Refused => self.pass_refusal(client, link),
             }
         }
     }
@@ -283,7 +233,7 @@ impl<'a> Start<'a> {
             self.tally.tries += 1;
             self.dial_started = Instant::now();
             let deadline = self.dial_started + self.settings.listener.connect_timeout;
-            match Link::dial(grant, self.options, deadline).await {
+            match Link::dial(grant, deadline).await {
                 Ok(link) => return Ok((link, deadline)),
                 Err((grant, error)) => self.failed(&grant, &error),
             }
@@ -405,17 +355,11 @@ impl<'a> Start<'a> {
     }
 
     /// The server speaks no encryption: the client may go on in the clear, and so may we.
-    async fn pass_refusal(&mut self, client: &Client, link: Link) -> Result<(), CloseReason> {
-        let deadline = Instant::now() + self.settings.listener.startup_timeout;
-        match timeout_at(deadline, client.send(&link.received)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => return Err(self.client_failed(client, error)),
-            Err(_) => return Err(CloseReason::StartupTimeout),
-        }
+    fn pass_refusal(&mut self, client: &Client, link: Link) {
+        client.send(&link.received);
         self.count(&link, Side::Client, link.received.len());
         self.session.set_phase(Phase::Startup);
         self.link = Some(link);
-        Ok(())
     }
 
     async fn cancel(&mut self, request: Vec<u8>) -> CloseReason {
@@ -430,14 +374,7 @@ impl<'a> Start<'a> {
     }
 
     fn count(&self, link: &Link, to: Side, bytes: usize) {
-        let watch = Watch {
-            session: self.session,
-            fence: &link.grant.fence,
-            listener: &self.shared.stats,
-            member: &link.grant.stats,
-            idle_timeout: None,
-        };
-        watch.count(to, bytes);
+        established::count(self.session, &self.shared.stats, &link.grant.stats, to, bytes);
     }
 
     fn client_failed(&self, client: &Client, error: ClientError) -> CloseReason {

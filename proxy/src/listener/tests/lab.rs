@@ -17,6 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
+use crate::engine::Engine;
 use crate::listener::{Context, Listener, Reports, Settings, Sockets};
 use crate::routes::Routes;
 use crate::sessions::Sessions;
@@ -37,6 +38,7 @@ pub(super) struct Lab {
     pub(super) stats: Arc<ListenerStats>,
     pub(super) events: mpsc::Receiver<Event>,
     generation: u64,
+    pub(super) engine: Engine,
 }
 
 impl Lab {
@@ -49,15 +51,17 @@ impl Lab {
         change(&mut settings.listener);
         let (sender, events) = mpsc::channel(1024);
         let (routes, sessions, stats) = <(Arc<Routes>, Arc<Sessions>, Arc<ListenerStats>)>::default();
+        let engine = Engine::start(&pointsman_config::Relay { engine: pointsman_config::Engine::Auto, threads: Some(2.try_into().unwrap()) }).unwrap();
         let context = Context {
             routes: routes.clone(),
             sessions: sessions.clone(),
             stats: stats.clone(),
             reports: Reports::new(sender, Arc::default()),
+            cores: engine.cores().clone(),
         };
         let mut listener = Listener::bind(settings, context, &mut Sockets::default()).unwrap();
-        listener.start().unwrap();
-        Self { listener, routes, sessions, stats, events, generation: 0 }
+        listener.start();
+        Self { engine, listener, routes, sessions, stats, events, generation: 0 }
     }
 
     pub(super) fn address(&self) -> SocketAddr {
@@ -252,7 +256,8 @@ pub(super) async fn read_error(stream: &mut TcpStream) -> BTreeMap<char, String>
 
 /// Sends an RST.
 pub(super) fn reset(stream: TcpStream) {
-    crate::socket::reset(stream);
+    socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(stream);
 }
 
 /// A session that is established through the listener: the client's end and the server's.

@@ -261,6 +261,7 @@ async fn an_address_in_use_is_named() {
         sessions: lab.sessions.clone(),
         stats: lab.stats.clone(),
         reports: Reports::new(tokio::sync::mpsc::channel(1).0, Arc::default()),
+        cores: lab.engine.cores().clone(),
     };
     let error = Listener::bind(same, context, &mut Sockets::default()).unwrap_err().to_string();
     let expected = format!("cannot listen on {}: address already in use", lab.address());

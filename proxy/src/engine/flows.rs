@@ -1,0 +1,435 @@
+//! The events of established sessions: bytes from one side to the other, and ends.
+
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Wake, Waker};
+use std::time::Instant;
+
+use super::core::{Core, Owner};
+use super::driver::{Chunk, Close, Driver, Event, Key, Readiness, Sent};
+use super::inbox::{Inbox, Message};
+use super::local::Wire;
+use super::relay::{End, Flow, Mode, Relayed, Session, Side};
+use super::splice::Moved;
+
+/// So many bytes in full buffers, one after the other, make a stream one that is spliced.
+const BULK: usize = 64 * 1024;
+
+/// A splice of less than this makes it one that is copied again, in bytes.
+const SMALL: usize = 4 * 1024;
+
+/// Pipes full before other sessions get their turn.
+const ROUNDS: usize = 8;
+
+/// Wakes a core for one session.
+struct Nudge {
+    inbox: Arc<Inbox>,
+    session: Key,
+}
+
+impl Wake for Nudge {
+    fn wake(self: Arc<Self>) {
+        self.inbox.post(Message::Look(self.session));
+    }
+}
+
+impl<D: Driver> Core<D> {
+    /// Takes a session over from its task.
+    pub(super) fn establish(&mut self, client: &Rc<Wire>, server: &Rc<Wire>, relayed: Box<dyn Relayed>) {
+        let (Some(client_key), Some(server_key)) = (client.key.take(), server.key.take()) else {
+            // Only a stream that its task still has can be handed over.
+            return relayed.ended(End::Broken(Side::Client, io::ErrorKind::NotConnected.into()));
+        };
+        let watched = relayed.idle_timeout().is_some();
+        let key = self.sessions.insert(Session {
+            client: client_key,
+            server: server_key,
+            up: Flow::default(),
+            down: Flow::default(),
+            first_end: None,
+            broken: None,
+            watched,
+            moved: self.ticks.now(),
+            relayed,
+        });
+        self.walks.watched += usize::from(watched);
+        self.walks.born(Instant::now(), key);
+        self.set_owner(client_key, Owner::Session(key, Side::Client));
+        self.set_owner(server_key, Owner::Session(key, Side::Server));
+        if let Some(session) = self.sessions.get(key) {
+            session.relayed.watch(&Waker::from(Arc::new(Nudge { inbox: Arc::clone(&self.inbox), session: key })));
+        }
+        for (side, wire) in [(Side::Client, client), (Side::Server, server)] {
+            self.replay(key, side, wire);
+        }
+    }
+
+    /// Tells a session what its socket has told the task already.
+    fn replay(&mut self, key: Key, side: Side, wire: &Wire) {
+        let mut state = wire.state.borrow_mut();
+        let received = std::mem::take(&mut state.received);
+        if !received.is_empty() {
+            let to = side.other();
+            let Some(session) = self.sessions.get(key) else { return };
+            if let Some(end) = session.relayed.stop() {
+                return self.end(key, end);
+            }
+            let sent = self.driver.send_bytes(session.key(to), &received);
+            self.sent_on(key, side, sent);
+        }
+        if state.paused && self.sessions.get_mut(key).is_some_and(|session| !session.from(side).paused) {
+            let Some(session) = self.sessions.get(key) else { return };
+            self.driver.receive(session.key(side), true);
+        }
+        if state.ended {
+            self.peer_ended(key, side);
+        }
+        if let Some(error) = state.broken.take() {
+            self.broke(key, side, error);
+        }
+        if self.sessions.get(key).is_some_and(|session| session.relayed.stop().is_some()) {
+            // Ended by somebody between the last look and the watch.
+            self.inbox.post(Message::Look(key));
+        }
+    }
+
+    /// An event of a socket of a session.
+    pub(super) fn relay(&mut self, key: Key, side: Side, event: Event) {
+        match event {
+            Event::Data(_, chunk) => self.received(key, side, chunk),
+            Event::End(_) => self.peer_ended(key, side),
+            Event::Broken(_, error) => {
+                // What came before it is in the socket still if the flow is spliced.
+                self.splice(key, side);
+                self.broke(key, side, error);
+            }
+            Event::Sent(_, bytes) => self.room(key, side, bytes),
+            Event::Quiet(_) => self.quiet(key, side),
+            Event::Readable(_) => self.splice(key, side),
+            Event::Writable(_) => self.splice(key, side.other()),
+            Event::Connected(_) | Event::Watched(_) => {}
+        }
+    }
+
+    /// Bytes of one side, to the other one.
+    fn received(&mut self, key: Key, side: Side, chunk: Chunk) {
+        let Some(session) = self.sessions.get_mut(key) else { return self.driver.release(chunk) };
+        if let Some(end) = session.relayed.stop() {
+            self.driver.release(chunk);
+            return self.end(key, end);
+        }
+        session.moved = self.ticks.now();
+        let length = chunk.len();
+        let flow = session.from(side);
+        if flow.dead {
+            return self.driver.release(chunk);
+        }
+        flow.full = if length == D::BUFFER { flow.full.saturating_add(1) } else { 0 };
+        let bulk = usize::from(flow.full) * D::BUFFER >= BULK;
+        let sink = session.key(side.other());
+        let sent = self.driver.send(sink, chunk);
+        self.sent_on(key, side, sent);
+        if bulk {
+            self.turn(key, side);
+        }
+    }
+
+    /// What became of bytes of `side` that were sent on.
+    fn sent_on(&mut self, key: Key, side: Side, sent: io::Result<Sent>) {
+        match sent {
+            Ok(Sent { now, full }) => {
+                let Some(session) = self.sessions.get_mut(key) else { return };
+                if now > 0 {
+                    session.relayed.count(side.other(), now);
+                }
+                let source = session.key(side);
+                let flow = session.from(side);
+                if full && !flow.paused {
+                    flow.paused = true;
+                    self.driver.receive(source, false);
+                }
+            }
+            Err(error) => self.broke_on_write(key, side.other(), error),
+        }
+    }
+
+    /// Some of what waited for `side` was taken.
+    fn room(&mut self, key: Key, side: Side, bytes: usize) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        if bytes > 0 {
+            session.moved = self.ticks.now();
+            session.relayed.count(side, bytes);
+        }
+        let sink = session.key(side);
+        if self.driver.has_queued(sink) {
+            if let Some(end) = session.relayed.stop() {
+                return self.end(key, end);
+            }
+            match self.driver.flush(sink) {
+                Ok(Sent { now, .. }) => {
+                    if now > 0 {
+                        session.moved = self.ticks.now();
+                        session.relayed.count(side, now);
+                    }
+                }
+                Err(error) => return self.broke_on_write(key, side, error),
+            }
+        }
+        self.caught_up(key, side);
+    }
+
+    /// Goes on with a flow whose sink may have caught up.
+    fn caught_up(&mut self, key: Key, sink: Side) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let (sink_key, source_key) = (session.key(sink), session.key(sink.other()));
+        let empty = !self.driver.has_queued(sink_key);
+        let flow = session.into(sink);
+        if flow.dead {
+            return;
+        }
+        match flow.mode {
+            Mode::Copy => {
+                if flow.paused && !self.driver.is_full(sink_key) {
+                    flow.paused = false;
+                    self.driver.receive(source_key, true);
+                }
+            }
+            Mode::Turning { quiet: true } if empty => {
+                flow.mode = Mode::Splice(None);
+                flow.paused = false;
+                return self.splice(key, sink.other());
+            }
+            Mode::Turning { .. } | Mode::Splice(_) => {}
+        }
+        if empty {
+            self.pass_end(key, sink.other());
+        }
+    }
+
+    /// A FIN of `side`: it is passed on after everything that came before it.
+    fn peer_ended(&mut self, key: Key, side: Side) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        if session.is_broken(side) {
+            // After an error that a write was told of, the kernel shows an end that is none.
+            return self.end_broken(key);
+        }
+        session.first_end.get_or_insert(side);
+        let sink = session.key(side.other());
+        let flow = session.from(side);
+        flow.source_ended = true;
+        flow.mode = Mode::Copy;
+        if !self.driver.has_queued(sink) {
+            self.pass_end(key, side);
+        }
+    }
+
+    /// Passes the FIN of `side` on, if it has come and nothing waits before it.
+    fn pass_end(&mut self, key: Key, side: Side) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let sink = session.key(side.other());
+        let flow = session.from(side);
+        if !flow.source_ended || flow.finished || flow.dead {
+            return;
+        }
+        if let Some(end) = session.relayed.stop() {
+            return self.end(key, end);
+        }
+        match self.driver.shut_down_write(sink) {
+            Ok(()) => {
+                session.from(side).finished = true;
+                if session.is_over() {
+                    let first = session.first_end.unwrap_or(side);
+                    self.end(key, End::Closed(first));
+                }
+            }
+            Err(error) => self.broke_on_write(key, side.other(), error),
+        }
+    }
+
+    /// A side is gone, and everything that it sent before was told.
+    fn broke(&mut self, key: Key, side: Side, error: io::Error) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        if session.broken.is_none() {
+            session.broken = Some(Box::new((side, error)));
+        }
+        self.end_broken(key);
+    }
+
+    /// A side takes nothing any more. What it sent before that may still have to be read, and is passed on: the event that ends the
+    /// session comes after it.
+    fn broke_on_write(&mut self, key: Key, side: Side, error: io::Error) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let source = session.key(side.other());
+        session.into(side).dead = true;
+        let from = session.from(side);
+        let said_all = from.source_ended || from.dead || from.paused || !matches!(from.mode, Mode::Copy);
+        let first = session.broken.is_none();
+        if first {
+            session.broken = Some(Box::new((side, error)));
+        }
+        if said_all || !first {
+            return self.end_broken(key);
+        }
+        session.moved = self.ticks.now();
+        self.walks.watched += usize::from(!std::mem::replace(&mut session.watched, true));
+        self.driver.receive(source, false);
+    }
+
+    fn end_broken(&mut self, key: Key) {
+        let Some(broken) = self.sessions.get_mut(key).and_then(|session| session.broken.take()) else { return };
+        let (side, error) = *broken;
+        self.end(key, End::Broken(side, error));
+    }
+
+    /// Ends a session: both sockets are closed in the way that passes the end on.
+    pub(super) fn end(&mut self, key: Key, end: End) {
+        let Some(session) = self.sessions.remove(key) else { return };
+        let (client, server) = match end {
+            End::Closed(_) => (Close::Fin, Close::Fin),
+            End::Broken(Side::Server, _) => (Close::Reset, Close::Fin),
+            End::Broken(Side::Client, _) | End::Idle | End::Revoked(_) | End::Killed(_) => (Close::Fin, Close::Reset),
+        };
+        self.close(session.server, server);
+        self.close(session.client, client);
+        self.walks.watched -= usize::from(session.watched);
+        session.relayed.ended(end);
+    }
+}
+
+/// Splicing.
+impl<D: Driver> Core<D> {
+    /// Begins to turn a flow from copying to splicing.
+    fn turn(&mut self, key: Key, side: Side) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let source = session.key(side);
+        let flow = session.from(side);
+        if !matches!(flow.mode, Mode::Copy) || flow.source_ended || flow.dead {
+            return;
+        }
+        let Some(pipe) = self.pipes.take() else {
+            flow.full = 0;
+            return;
+        };
+        self.pipes.put(pipe); // there is one: it is taken when there is something to put in
+        flow.mode = Mode::Turning { quiet: false };
+        flow.paused = true;
+        self.driver.receive(source, false);
+    }
+
+    /// Nothing more is received from `side`.
+    fn quiet(&mut self, key: Key, side: Side) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let flow = session.from(side);
+        if let Mode::Turning { quiet } = &mut flow.mode {
+            *quiet = true;
+            self.caught_up(key, side.other());
+        }
+    }
+
+    /// Splices what `side` has sent, until one of the two sockets makes it wait.
+    pub(super) fn splice(&mut self, key: Key, side: Side) {
+        match self.splice_turn(key, side) {
+            Ok(Turn::Done) => {}
+            Ok(Turn::More) => self.unfinished.push((key, side)),
+            Ok(Turn::Ended) => self.peer_ended(key, side),
+            Ok(Turn::Copy) => self.copy_again(key, side),
+            Ok(Turn::Stop(end)) => self.end(key, end),
+            Err(Failed { side: broken, error }) if broken == side => self.broke(key, side, error),
+            Err(Failed { side, error }) => self.broke_on_write(key, side, error),
+        }
+    }
+
+    fn splice_turn(&mut self, key: Key, side: Side) -> Result<Turn, Failed> {
+        let Self { sessions, driver, pipes, ticks, .. } = self;
+        let Some(session) = sessions.get_mut(key) else { return Ok(Turn::Done) };
+        let (source, sink) = (session.key(side), session.key(side.other()));
+        let flow = match side {
+            Side::Client => &mut session.up,
+            Side::Server => &mut session.down,
+        };
+        let Mode::Splice(kept) = &mut flow.mode else { return Ok(Turn::Done) };
+        let mut pipe = match kept.take() {
+            Some(pipe) => pipe,
+            None => match pipes.take() {
+                Some(pipe) => Box::new(pipe),
+                None => return Ok(Turn::Copy),
+            },
+        };
+        for _ in 0..ROUNDS {
+            let mut small = false;
+            if pipe.held() == 0 {
+                let Some(fd) = driver.fd(source) else { return Ok(Turn::Done) };
+                match pipe.fill(fd).map_err(|error| Failed { side, error })? {
+                    Moved::Bytes(count) => small = count < SMALL,
+                    Moved::Wait => {
+                        pipes.put(*pipe);
+                        driver.poll(source, Readiness::Readable);
+                        return Ok(Turn::Done);
+                    }
+                    Moved::End => {
+                        pipes.put(*pipe);
+                        return Ok(Turn::Ended);
+                    }
+                }
+            }
+            while pipe.held() > 0 {
+                if let Some(end) = session.relayed.stop() {
+                    return Ok(Turn::Stop(end));
+                }
+                let Some(fd) = driver.fd(sink) else { return Ok(Turn::Done) };
+                match pipe.drain(fd).map_err(|error| Failed { side: side.other(), error })? {
+                    Moved::Bytes(count) => {
+                        session.relayed.count(side.other(), count);
+                        session.moved = ticks.now();
+                    }
+                    Moved::Wait | Moved::End => {
+                        *kept = Some(pipe);
+                        driver.poll(sink, Readiness::Writable);
+                        return Ok(Turn::Done);
+                    }
+                }
+            }
+            if small {
+                pipes.put(*pipe);
+                return Ok(Turn::Copy);
+            }
+        }
+        *kept = Some(pipe);
+        Ok(Turn::More)
+    }
+
+    fn copy_again(&mut self, key: Key, side: Side) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let source = session.key(side);
+        let flow = session.from(side);
+        flow.mode = Mode::Copy;
+        flow.full = 0;
+        flow.paused = false;
+        self.driver.receive(source, true);
+    }
+
+    /// Goes on with splices that had used up their turn.
+    pub(super) fn go_on(&mut self) {
+        for (key, side) in std::mem::take(&mut self.unfinished) {
+            self.splice(key, side);
+        }
+    }
+}
+
+/// What a turn of splicing came to.
+enum Turn {
+    /// Waits for one of the sockets.
+    Done,
+    /// Could go on at once.
+    More,
+    Ended,
+    Copy,
+    Stop(End),
+}
+
+/// Which socket has failed.
+struct Failed {
+    side: Side,
+    error: io::Error,
+}

@@ -1,0 +1,140 @@
+//! How other threads reach a core: a queue of messages, and a wake-up that costs a system call only while the core
+//! sleeps.
+//!
+//! The core clears `news` before it looks at anything, and goes to sleep in two steps: it says so (`asleep`), then looks at `news`
+//! once more. Whoever has something to tell sets `news` first and looks at `asleep` after that. Whatever the order of these
+//! four, one of the two sees the other: no message is left lying. `tests/loom.rs` of this module walks through all orders.
+//!
+//! Bounds: new connections that other cores hand over (each core accepts in small batches and hands over only to one that is less
+//! loaded), and one message for each session at most from everybody else.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Wake;
+
+use rustix::event::{EventfdFlags, eventfd};
+
+use super::accept::{Accepted, Listening};
+use super::driver::Key;
+
+/// What a core is told from outside.
+pub(super) enum Message {
+    /// A connection that another core has accepted.
+    Accepted(Accepted),
+    /// Accept from this socket.
+    Listen(Arc<Listening>),
+    /// No longer.
+    Unlisten(Arc<Listening>),
+    /// A fence was raised: find its sessions.
+    Sweep,
+    /// Somebody has asked this session to end.
+    Look(Key),
+    /// End.
+    Stop,
+}
+
+/// One core as the other threads see it.
+#[derive(Debug)]
+pub(super) struct Inbox {
+    messages: Mutex<Vec<Message>>,
+    /// Something has happened since the core looked last.
+    news: AtomicBool,
+    /// The core waits in the kernel, or is about to.
+    asleep: AtomicBool,
+    /// Wakes it there.
+    bell: Arc<OwnedFd>,
+    /// Sessions of the core: those being started, too.
+    pub(super) load: AtomicUsize,
+    /// Rounds of its loop: a sign of life.
+    pub(super) rounds: AtomicU64,
+}
+
+impl std::fmt::Debug for Message {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let name = match self {
+            Self::Accepted(_) => "Accepted",
+            Self::Listen(_) => "Listen",
+            Self::Unlisten(_) => "Unlisten",
+            Self::Sweep => "Sweep",
+            Self::Look(_) => "Look",
+            Self::Stop => "Stop",
+        };
+        f.write_str(name)
+    }
+}
+
+impl Inbox {
+    pub(super) fn new() -> io::Result<Self> {
+        let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Self {
+            messages: Mutex::default(),
+            news: AtomicBool::new(false),
+            asleep: AtomicBool::new(false),
+            bell: Arc::new(bell),
+            load: AtomicUsize::new(0),
+            rounds: AtomicU64::new(0),
+        })
+    }
+
+    /// Tells the core.
+    pub(super) fn post(&self, message: Message) {
+        self.messages.lock().unwrap_or_else(PoisonError::into_inner).push(message);
+        self.ring();
+    }
+
+    /// Has the core look around.
+    pub(super) fn ring(&self) {
+        self.news.store(true, Ordering::SeqCst);
+        if self.asleep.swap(false, Ordering::SeqCst) {
+            // It fails only when the counter is full: then the core is awake already.
+            let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
+        }
+    }
+
+    /// The core has woken up: it looks around from now on.
+    pub(super) fn awake(&self) {
+        self.asleep.store(false, Ordering::SeqCst);
+        self.rounds.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Takes the messages. Whatever is told after this makes the core look again.
+    pub(super) fn take(&self) -> Vec<Message> {
+        if !self.news.swap(false, Ordering::SeqCst) {
+            return Vec::new();
+        }
+        std::mem::take(&mut *self.messages.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The core is about to wait. `false`: it must not, there is news.
+    pub(super) fn fall_asleep(&self) -> bool {
+        self.asleep.store(true, Ordering::SeqCst);
+        if self.news.load(Ordering::SeqCst) {
+            self.asleep.store(false, Ordering::SeqCst);
+            return false;
+        }
+        true
+    }
+
+    /// What becomes readable when the core is woken.
+    pub(super) fn bell(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.bell)
+    }
+
+    /// Silences the bell.
+    pub(super) fn silence(&self) {
+        let _ = rustix::io::read(&self.bell, &mut [0; 8]); // nothing to read: silent already
+    }
+}
+
+/// Wakes the executor of the core: a task of it can go on.
+impl Wake for Inbox {
+    fn wake(self: Arc<Self>) {
+        self.ring();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.ring();
+    }
+}

@@ -1,0 +1,163 @@
+//! The relay engine: one thread for each core, on which sessions are accepted, started and relayed.
+//!
+//! * [`driver`]: what a core needs of the kernel; [`epoll`] and [`uring`] are the two backends.
+//! * [`core`]: the loop of a core. [`accept`]: listening sockets. [`walk`]: what is done with many sessions at once.
+//! * [`local`], [`stream`]: what tasks (sessions that are being started) can do there.
+//! * [`relay`], [`flows`], [`splice`]: established sessions.
+//! * [`inbox`]: how other threads reach a core.
+//!
+//! A session never changes its core. Until it is established it is a task: the code in `listener` is written as if it were alone in
+//! the world. Then the task hands its two sockets over and ends, and what is left of the session is an entry in a table.
+//!
+//! Threads: the cores, owned by [`Engine`], which stops and joins them when it is dropped. tokio does the rest of the process: the
+//! store, the admin interface, timers of the hold queues.
+
+mod accept;
+mod core;
+mod driver;
+mod epoll;
+mod flows;
+mod inbox;
+mod local;
+mod relay;
+mod slots;
+mod splice;
+mod stream;
+mod walk;
+
+use std::io;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+
+pub(crate) use self::accept::{Acceptor, Listening};
+use self::core::Core;
+use self::driver::Driver;
+use self::epoll::Epoll;
+use self::inbox::{Inbox, Message};
+pub(crate) use self::local::{Task, resolve, timeout_at};
+pub(crate) use self::relay::{End, Relayed, Side};
+pub(crate) use self::stream::Stream;
+
+/// Why there is no relay engine.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot start the relay engine: {0}")]
+pub struct EngineError(#[from] io::Error);
+
+/// The relay engine of a process. Dropping it ends every session that is left.
+#[derive(Debug)]
+pub struct Engine {
+    cores: Cores,
+    threads: Vec<JoinHandle<()>>,
+    backend: &'static str,
+}
+
+/// The cores, for those who have something to tell them.
+#[derive(Clone, Debug)]
+pub struct Cores(Arc<[Arc<Inbox>]>);
+
+/// What the cores look like from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CoreState {
+    /// Sessions on it.
+    pub sessions: usize,
+    /// Rounds of its loop so far.
+    pub rounds: u64,
+}
+
+impl Engine {
+    /// Starts the threads, as many as `relay` says, else one for each core. Within a tokio runtime: names are resolved there.
+    pub fn start(relay: &pointsman_config::Relay) -> Result<Self, EngineError> {
+        let count = match relay.threads {
+            Some(threads) => usize::from(threads.get()),
+            None => std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
+        };
+        Self::start_with::<Epoll>(count)
+    }
+
+    fn start_with<D: Driver + 'static>(count: usize) -> Result<Self, EngineError> {
+        let cores: Vec<Arc<Inbox>> = (0..count).map(|_| Inbox::new().map(Arc::new)).collect::<Result<_, _>>()?;
+        let mut engine = Self { cores: Cores(cores.into()), threads: Vec::with_capacity(count), backend: D::NAME };
+        let tokio = tokio::runtime::Handle::try_current().map_err(io::Error::other)?;
+        let (started, starts) = mpsc::sync_channel(count);
+        for index in 0..count {
+            let (cores, tokio, started) = (Arc::clone(&engine.cores.0), tokio.clone(), started.clone());
+            let thread = std::thread::Builder::new().name(format!("relay-{index}"));
+            // A panic of a core ends the process (release builds abort): its sessions would hang otherwise.
+            engine.threads.push(thread.spawn(move || {
+                match D::open().and_then(|driver| Core::new(driver, index, cores, tokio)) {
+                    Ok(core) => {
+                        let _ = started.send(Ok(())); // whoever started us has given up: a stop follows
+                        if let Err(error) = core.run() {
+                            tracing::error!(core = index, "the relay engine has failed: {error}");
+                            std::process::abort();
+                        }
+                    }
+                    Err(error) => {
+                        let _ = started.send(Err(error));
+                    }
+                }
+            })?);
+        }
+        for _ in 0..count {
+            starts.recv().map_err(io::Error::other)??;
+        }
+        Ok(engine)
+    }
+
+    /// The backend that is in use: `epoll` or `io_uring`.
+    pub fn backend(&self) -> &'static str {
+        self.backend
+    }
+
+    /// Its cores.
+    pub fn cores(&self) -> &Cores {
+        &self.cores
+    }
+}
+
+impl Cores {
+    /// What each of them is doing.
+    pub fn states(&self) -> impl Iterator<Item = CoreState> + '_ {
+        self.0.iter().map(|core| CoreState {
+            sessions: core.load.load(Ordering::Relaxed),
+            rounds: core.rounds.load(Ordering::Relaxed),
+        })
+    }
+
+    /// Has every core accept from this socket.
+    pub(crate) fn listen(&self, listening: &Arc<Listening>) {
+        for core in self.0.iter() {
+            core.post(Message::Listen(Arc::clone(listening)));
+        }
+    }
+
+    /// Has every core let go of it; the address is free when the last one has.
+    pub(crate) fn unlisten(&self, listening: &Arc<Listening>) {
+        for core in self.0.iter() {
+            core.post(Message::Unlisten(Arc::clone(listening)));
+        }
+    }
+
+    /// Has the sessions ended whose fences were raised.
+    pub(crate) fn sweep(&self) {
+        for core in self.0.iter() {
+            core.post(Message::Sweep);
+        }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        for core in self.cores.0.iter() {
+            core.post(Message::Stop);
+        }
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a core of the relay engine has panicked");
+            }
+        }
+    }
+}
