@@ -1,8 +1,4 @@
 //! Listening sockets on the cores: every core accepts from every one of them.
-//!
-//! They are in an epoll set of their own, whichever backend the core has: an io_uring that waits on a listening socket
-//! keeps the port bound for a moment after the process was killed, and a restart would find it in use. An epoll set keeps no
-//! socket open.
 
 use std::io;
 use std::net::SocketAddr;
@@ -10,12 +6,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::event::Timespec;
-use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use super::driver::Driver;
 use super::local::Task;
 use super::stream::Stream;
 
@@ -61,21 +56,22 @@ impl std::fmt::Debug for Listening {
 }
 
 /// The listening sockets of one core.
+#[derive(Debug, Default)]
 pub(super) struct Listeners {
-    set: Arc<OwnedFd>,
     all: Vec<Entry>,
-    ready: Vec<epoll::Event>,
-    newest: u64,
+    newest: u32,
 }
 
+#[derive(Debug)]
 struct Entry {
-    number: u64,
+    number: u32,
     listening: Arc<Listening>,
     /// How many connections to look for at once: as many as there were lately.
     batch: u32,
 }
 
 /// A connection that was accepted.
+#[derive(Debug)]
 pub(super) struct Accepted {
     pub(super) listening: Arc<Listening>,
     pub(super) socket: OwnedFd,
@@ -89,52 +85,34 @@ pub(super) struct Resting {
 }
 
 impl Listeners {
-    pub(super) fn new() -> io::Result<Self> {
-        let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        Ok(Self { set: Arc::new(set), all: Vec::new(), ready: Vec::with_capacity(16), newest: 0 })
-    }
-
-    /// Readable when there is something to accept.
-    pub(super) fn set(&self) -> Arc<OwnedFd> {
-        Arc::clone(&self.set)
-    }
-
-    pub(super) fn add(&mut self, listening: Arc<Listening>) -> io::Result<()> {
+    pub(super) fn add(&mut self, driver: &mut impl Driver, listening: Arc<Listening>) -> Option<Resting> {
         self.newest += 1;
-        let data = EventData::new_u64(self.newest);
-        // Of all the cores that wait, one is woken for one connection.
-        epoll::add(&self.set, listening.socket.as_fd(), data, EventFlags::IN | EventFlags::EXCLUSIVE)?;
+        if let Err(error) = driver.listen(self.newest, listening.socket.as_fd()) {
+            return Some(Resting { pause: listening.acceptor.failed(&error), listening });
+        }
         self.all.push(Entry { number: self.newest, listening, batch: 1 });
-        Ok(())
+        None
     }
 
-    pub(super) fn remove(&mut self, listening: &Arc<Listening>) {
+    pub(super) fn remove(&mut self, driver: &mut impl Driver, listening: &Arc<Listening>) {
         if let Some(at) = self.all.iter().position(|entry| Arc::ptr_eq(&entry.listening, listening)) {
-            let entry = self.all.swap_remove(at);
-            // The descriptor may live on in another core or at a successor: it would go on telling us.
-            let _ = epoll::delete(&self.set, entry.listening.socket.as_fd()); // not there: a pause has taken it out
+            // The socket may live on in another core or at a successor: the driver would go on telling us.
+            driver.unlisten(self.all.swap_remove(at).listening.socket.as_fd());
         }
     }
 
-    /// Accepts what is there, as far as it is fair, and says which sockets cannot go on.
-    pub(super) fn accept(&mut self, accepted: &mut Vec<Accepted>) -> Vec<Resting> {
-        self.ready.clear();
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        // An error here would come back at the next wake-up: the set is level-triggered.
-        let _ = epoll::wait(&self.set, rustix::buffer::spare_capacity(&mut self.ready), Some(&now));
-        let mut resting = Vec::new();
-        for event in &self.ready {
-            let number = event.data.u64();
-            let Some(entry) = self.all.iter_mut().find(|entry| entry.number == number) else { continue };
-            if let Err(error) = entry.accept(accepted) {
-                let pause = entry.listening.acceptor.failed(&error);
-                resting.push(Resting { listening: Arc::clone(&entry.listening), pause });
-            }
-        }
-        for one in &resting {
-            self.remove(&one.listening);
-        }
-        resting
+    /// Accepts what is there, as far as it is fair. `Some`: the socket cannot go on for now.
+    pub(super) fn accept(
+        &mut self,
+        driver: &mut impl Driver,
+        number: u32,
+        accepted: &mut Vec<Accepted>,
+    ) -> Option<Resting> {
+        let entry = self.all.iter_mut().find(|entry| entry.number == number)?;
+        let error = entry.accept(accepted).err()?;
+        let listening = Arc::clone(&entry.listening);
+        self.remove(driver, &listening);
+        Some(Resting { pause: listening.acceptor.failed(&error), listening })
     }
 }
 

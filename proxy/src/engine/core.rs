@@ -80,7 +80,7 @@ impl<D: Driver> Core<D> {
             peers,
             local,
             tasks: FuturesUnordered::new(),
-            listeners: Listeners::new()?,
+            listeners: Listeners::default(),
             accepted: Vec::new(),
             owners: Vec::new(),
             sessions: Slots::default(),
@@ -92,16 +92,17 @@ impl<D: Driver> Core<D> {
             _entered: entered,
         };
         core.driver.watch(Watched::Inbox, core.inbox.bell())?;
-        core.driver.watch(Watched::Listening, core.listeners.set())?;
         Ok(core)
     }
 
     /// Runs until it is told to stop.
     pub(super) fn run(mut self) -> io::Result<()> {
-        while !self.stopping {
-            self.inbox.awake();
+        loop {
             for message in self.inbox.take() {
                 self.told(message);
+            }
+            if self.stopping {
+                return Ok(());
             }
             let now = Instant::now();
             self.ticks.set(now);
@@ -112,12 +113,13 @@ impl<D: Driver> Core<D> {
             self.run_tasks();
             let timeout = self.timeout();
             let asleep = timeout.is_none_or(|timeout| !timeout.is_zero()) && self.inbox.fall_asleep();
-            self.driver.wait(if asleep { timeout } else { Some(Duration::ZERO) })?;
+            let waited = self.driver.wait(if asleep { timeout } else { Some(Duration::ZERO) });
+            self.inbox.awake();
+            waited?;
             self.ticks.set(Instant::now());
             self.take_events();
             self.inbox.load.store(self.tasks.len() + self.sessions.len(), Ordering::Relaxed);
         }
-        Ok(())
     }
 
     /// How long the driver may wait.
@@ -134,7 +136,7 @@ impl<D: Driver> Core<D> {
         match message {
             Message::Accepted(accepted) => self.take_in(accepted),
             Message::Listen(listening) => self.listen(listening),
-            Message::Unlisten(listening) => self.listeners.remove(&listening),
+            Message::Unlisten(listening) => self.listeners.remove(&mut self.driver, &listening),
             Message::Sweep => self.walks.sweep(),
             Message::Look(session) => {
                 if let Some(end) = self.sessions.get(session).and_then(|session| session.relayed.stop()) {
@@ -146,8 +148,8 @@ impl<D: Driver> Core<D> {
     }
 
     fn listen(&mut self, listening: Arc<super::accept::Listening>) {
-        if let Err(error) = self.listeners.add(Arc::clone(&listening)) {
-            self.rest(Resting { pause: listening.acceptor.failed(&error), listening });
+        if let Some(resting) = self.listeners.add(&mut self.driver, listening) {
+            self.rest(resting);
         }
     }
 
@@ -237,7 +239,7 @@ impl<D: Driver> Core<D> {
     fn happened(&mut self, event: Event) {
         let key = match &event {
             Event::Watched(Watched::Inbox) => return self.inbox.silence(),
-            Event::Watched(Watched::Listening) => return self.accept(),
+            Event::Watched(Watched::Listening(number)) => return self.accept(*number),
             Event::Data(key, _)
             | Event::End(key)
             | Event::Broken(key, _)
@@ -297,9 +299,9 @@ impl<D: Driver> Core<D> {
         state.wake();
     }
 
-    fn accept(&mut self) {
+    fn accept(&mut self, number: u32) {
         let mut accepted = std::mem::take(&mut self.accepted);
-        for resting in self.listeners.accept(&mut accepted) {
+        if let Some(resting) = self.listeners.accept(&mut self.driver, number, &mut accepted) {
             self.rest(resting);
         }
         for one in accepted.drain(..) {

@@ -70,7 +70,7 @@ pub(crate) enum Event {
     Readable(Key),
     /// As asked for with [`Driver::poll`]: a write would not wait.
     Writable(Key),
-    /// A descriptor of [`Driver::watch`] is readable.
+    /// A descriptor of [`Driver::watch`] or [`Driver::listen`] is readable.
     Watched(Watched),
 }
 
@@ -79,8 +79,8 @@ pub(crate) enum Event {
 pub(crate) enum Watched {
     /// The event counter by which other threads wake the core.
     Inbox,
-    /// The epoll set of the listening sockets.
-    Listening,
+    /// The listening socket of this number.
+    Listening(u32),
 }
 
 /// What to wait for, once.
@@ -115,6 +115,14 @@ pub(crate) trait Driver: Sized {
 
     /// Tells whenever `fd` is readable, for as long as the driver lives. Level-triggered: what is not consumed is told again.
     fn watch(&mut self, what: Watched, fd: Arc<OwnedFd>) -> io::Result<()>;
+
+    /// Tells whenever there is something to accept from `socket`, level-triggered, as [`Watched::Listening`]. Several cores may listen on
+    /// the same socket: it is enough to wake one of them. The driver must not keep the socket open: not its own descriptor, and
+    /// not a request inside the kernel that lives on when the process is killed (a restart would find the port in use).
+    fn listen(&mut self, number: u32, socket: BorrowedFd<'_>) -> io::Result<()>;
+
+    /// The contrary. The socket may live on in other cores.
+    fn unlisten(&mut self, socket: BorrowedFd<'_>);
 
     /// Takes a connected, non-blocking socket, and receives from it.
     fn add(&mut self, socket: OwnedFd) -> io::Result<Key>;

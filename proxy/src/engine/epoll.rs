@@ -31,6 +31,7 @@ const EVENTS: usize = 256;
 
 /// Tokens of watched descriptors have this index; a socket's index cannot be that high.
 const WATCHED: u32 = u32::MAX;
+const LISTENING: u32 = u32::MAX - 1;
 
 /// The driver.
 pub(crate) struct Epoll {
@@ -130,6 +131,9 @@ impl Epoll {
         if key.index == WATCHED {
             let (what, _) = self.watched.get(key.generation as usize)?;
             return Some(Event::Watched(*what));
+        }
+        if key.index == LISTENING {
+            return Some(Event::Watched(Watched::Listening(key.generation)));
         }
         let socket = self.sockets.get_mut(key)?;
         let (told, flags) = (event.flags, &mut socket.flags);
@@ -296,6 +300,16 @@ impl Driver for Epoll {
         epoll::add(&self.epoll, &fd, token(key), EventFlags::IN)?;
         self.watched.push((what, fd));
         Ok(())
+    }
+
+    fn listen(&mut self, number: u32, socket: BorrowedFd<'_>) -> io::Result<()> {
+        let token = token(Key { index: LISTENING, generation: number });
+        // Of all the cores that wait, one is woken for one connection.
+        Ok(epoll::add(&self.epoll, socket, token, EventFlags::IN | EventFlags::EXCLUSIVE)?)
+    }
+
+    fn unlisten(&mut self, socket: BorrowedFd<'_>) {
+        let _ = epoll::delete(&self.epoll, socket); // not there: it was left alone for a while
     }
 
     fn add(&mut self, socket: OwnedFd) -> io::Result<Key> {
