@@ -42,14 +42,14 @@ pub fn runtime(relay: &Relay) -> std::io::Result<Runtime> {
 }
 
 /// How many cores relay: as the configuration says, else one for each processor.
-fn cores(relay: &Relay) -> usize {
+fn cores(relay: Relay) -> usize {
     let processors = || std::thread::available_parallelism().map_or(1, usize::from);
     relay.threads.map_or_else(processors, |threads| usize::from(threads.get()))
 }
 
 /// Runs until a signal ends it. `file` is read anew on SIGHUP.
 pub async fn run(config: Config, file: &Path, logging: &Logging) -> anyhow::Result<()> {
-    shard::fix(cores(&config.relay));
+    shard::fix(cores(config.relay));
     let mut signals = Signals::new().context("cannot listen for signals")?;
     let descriptors = life::raise_descriptors(&config);
     if let Some(warning) = descriptors.warning() {

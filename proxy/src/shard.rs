@@ -166,7 +166,9 @@ mod tests {
                 })
             })
             .collect();
-        running.into_iter().for_each(|thread| thread.join().unwrap());
+        for thread in running {
+            thread.join().unwrap();
+        }
         assert_eq!((block.sum(0), block.sum(1)), (expected, 3 * expected));
     }
 

@@ -9,8 +9,10 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use pointsman_core::close::CloseReason;
+use pointsman_core::route::GrantRole;
 use pointsman_core::view::MemberName;
 
+use crate::sessions::Granted;
 use crate::shard::Block;
 
 /// A number that only grows.
@@ -187,7 +189,7 @@ pub struct ServerStats {
     pub bytes_in: ByteCounter,
     /// Bytes from it to clients.
     pub bytes_out: ByteCounter,
-    reached: Mutex<Option<SocketAddr>>,
+    granted: Mutex<Option<Arc<Granted>>>,
 }
 
 impl Default for ServerStats {
@@ -201,20 +203,26 @@ impl Default for ServerStats {
             dialled_in: Durations::default(),
             bytes_in,
             bytes_out,
-            reached: Mutex::default(),
+            granted: Mutex::default(),
         }
     }
 }
 
 impl ServerStats {
-    /// It has answered at this address.
-    pub fn set_reached(&self, server: SocketAddr) {
-        *self.reached.lock().unwrap_or_else(PoisonError::into_inner) = Some(server);
+    /// It has answered at this address: what its session is granted, shared with the session before where it was granted the same.
+    pub fn granted(&self, member: &MemberName, role: GrantRole, server: SocketAddr) -> Arc<Granted> {
+        let mut last = self.granted.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*last {
+            Some(same) if same.member == *member && same.role == role && same.server == server => {
+                Arc::clone(same)
+            }
+            _ => Arc::clone(last.insert(Arc::new(Granted { member: member.clone(), role, server }))),
+        }
     }
 
     /// Where it was reached last: a member that is no candidate any more may still have sessions.
     pub fn reached(&self) -> Option<SocketAddr> {
-        *self.reached.lock().unwrap_or_else(PoisonError::into_inner)
+        self.granted.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|granted| granted.server)
     }
 }
 

@@ -139,8 +139,8 @@ struct Session {
     age_ms: u64,
     bytes_in: u64,
     bytes_out: u64,
-    granted: Option<Granted>,
-    login: Option<Login>,
+    granted: Option<Arc<Granted>>,
+    login: Option<Arc<Login>>,
 }
 
 /// `/api/v1/timeline`.
@@ -286,20 +286,19 @@ fn serving(member: MemberName, stats: &ServerStats) -> Server {
 }
 
 pub(super) fn sessions(app: &App, limit: u64) -> SessionsDoc {
-    use std::sync::atomic::Ordering::Relaxed;
     let all = app.sessions.list();
     let shown = all.iter().take(usize::try_from(limit).unwrap_or(usize::MAX)).map(|session| Session {
         id: session.id,
-        cluster: session.cluster.clone(),
-        listener: session.listener.clone(),
-        client: session.client,
-        local: session.local,
+        cluster: session.cluster().clone(),
+        listener: session.listener().clone(),
+        client: session.client(),
+        local: session.local(),
         phase: session.phase(),
-        age_ms: millis(session.accepted.elapsed()),
-        bytes_in: session.bytes_in.load(Relaxed),
-        bytes_out: session.bytes_out.load(Relaxed),
+        age_ms: millis(session.age()),
+        bytes_in: session.bytes_in(),
+        bytes_out: session.bytes_out(),
         granted: session.granted(),
-        login: session.login().cloned(),
+        login: session.login(),
     });
     SessionsDoc { total: all.len(), sessions: shown.collect() }
 }

@@ -51,7 +51,7 @@ use self::client::Client;
 use self::holds::Holds;
 pub use self::reports::Reports;
 use crate::routes::Routes;
-use crate::sessions::{SessionId, Sessions};
+use crate::sessions::{Place, SessionId, Sessions};
 use crate::socket::{self, TcpOptions};
 use crate::stats::ListenerStats;
 
@@ -178,6 +178,7 @@ pub(crate) struct Shared {
     settings: ArcSwap<Settings>,
     routes: Arc<Routes>,
     sessions: Arc<Sessions>,
+    place: Arc<Place>,
     stats: Arc<ListenerStats>,
     reports: Reports,
     holds: Holds,
@@ -237,7 +238,9 @@ impl Listener {
     pub fn bind(settings: Settings, context: Context, sockets: &mut Sockets) -> Result<Self, ListenError> {
         let bound = Bound::new(&settings.listener.bind, sockets)?;
         let name = settings.listener.name.clone();
+        let place = context.sessions.place(settings.listener.cluster.clone(), name.clone());
         let shared = Shared {
+            place,
             holds: Holds::new(name.clone(), Arc::clone(&context.routes), settings.hold_limits()),
             name,
             cluster: settings.listener.cluster.clone(),
@@ -379,8 +382,8 @@ impl Listener {
         // A listener of the same name may have come after this one.
         let newest = SessionId(self.shared.newest.load(Ordering::Relaxed));
         let ours = self.shared.sessions.list().into_iter().filter(|session| {
-            session.listener == self.shared.name
-                && session.cluster == self.shared.cluster
+            *session.listener() == self.shared.name
+                && *session.cluster() == self.shared.cluster
                 && session.id <= newest
         });
         ours.map(|session| session.kill(reason.clone())).count()
@@ -481,8 +484,7 @@ fn accepted(shared: &Arc<Shared>, stream: TcpStream, client: SocketAddr) {
     let Ok(local) = local else { return };
     match admission::admit(&settings.listener, &shared.stats, &shared.sources, client.ip()) {
         Ok(admitted) => {
-            let (cluster, name) = (shared.cluster.clone(), shared.name.clone());
-            let session = shared.sessions.enter(cluster, name, client, local);
+            let session = shared.place.enter(client, local);
             shared.newest.fetch_max(session.id.0, Ordering::Relaxed);
             let shared_with = Arc::clone(shared);
             shared

@@ -96,16 +96,15 @@ impl Watch<'_> {
 
     /// Counts bytes that `to` has taken.
     pub(crate) fn count(&self, to: Side, bytes: usize) {
-        use std::sync::atomic::Ordering::Relaxed;
         let bytes = bytes as u64;
         match to {
             Side::Server => {
-                self.session.bytes_in.fetch_add(bytes, Relaxed);
+                self.session.add_in(bytes);
                 self.listener.bytes_in.add(bytes);
                 self.member.bytes_in.add(bytes);
             }
             Side::Client => {
-                self.session.bytes_out.fetch_add(bytes, Relaxed);
+                self.session.add_out(bytes);
                 self.listener.bytes_out.add(bytes);
                 self.member.bytes_out.add(bytes);
             }

@@ -51,8 +51,8 @@ async fn behind_a_raised_fence_not_one_byte_is_moved_however_ready_it_is() {
     let (fence, raise) = fence();
     raise();
     let address = client.local_addr().unwrap();
-    let session =
-        Arc::new(Sessions::default()).enter(ClusterName::new("main").unwrap(), listener(), address, address);
+    let place = Arc::new(Sessions::default()).place(ClusterName::new("main").unwrap(), listener());
+    let session = place.enter(address, address);
     let (listener, member) = <(ListenerStats, ServerStats)>::default();
     let watch =
         Watch { session: &session, fence: &fence, listener: &listener, member: &member, idle_timeout: None };
