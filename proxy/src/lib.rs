@@ -5,12 +5,13 @@
 //! * [`routes`]: where the control task publishes, and the fences that end sessions.
 //! * [`discovery`]: the source of a cluster's views. [`ask`], [`probe`]: questions to single members.
 //! * [`listener`]: from accept to the end of a session. [`sessions`], [`stats`]: what can be seen of it,
-//!   counted by each core for itself ([`shard`]).
+//!   counted by each core for itself ([`shard`]). [`backlog`]: who waits for accept.
 //! * [`state`]: the read side of all that; [`timeline`]: what happened. [`admin`], [`metrics`]: who shows it.
 //! * [`life`], [`logging`]: the process as the system sees it. [`cli`]: the command line.
 
 pub mod admin;
 pub mod ask;
+pub mod backlog;
 pub mod cli;
 pub mod clock;
 pub mod cluster;

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::Admin;
+use crate::backlog::{self, Overflows, Queues};
 use crate::clock::Clock;
 use crate::cluster::Cluster;
 use crate::life::{self, Signal, Signals};
@@ -91,14 +92,37 @@ async fn watchdog(app: Arc<App>) -> Infallible {
     life::watchdog(|| app.control_tasks_alive()).await
 }
 
-/// Keeps the line of `systemctl status` true, and forgets the counters of members that are gone.
+/// Keeps the line of `systemctl status` true, forgets the counters of members that are gone, and tells when the kernel
+/// drops connections because nobody accepts them.
 async fn keep_house(app: Arc<App>) -> Infallible {
     let mut beat = tokio::time::interval(HOUSEKEEPING);
+    let mut overflows = backlog::Watch::start();
     loop {
         beat.tick().await;
         life::notify_status(&status_line(&app));
         forget_members(&app);
+        if let Some(grown) = overflows.grown() {
+            app.listen_overflows.add(grown.overflows);
+            warn_of_overflows(&app, grown);
+        }
     }
+}
+
+/// The counters are the host's, the queues shown are ours: an overflow may be another program's.
+fn warn_of_overflows(app: &App, grown: Overflows) {
+    let queues = Queues::read();
+    let parts = app.parts.load();
+    let ours = parts.listeners.iter().flat_map(|listener| listener.backlog(&queues));
+    let fullest = ours.max_by_key(|queue| queue.waiting);
+    let Overflows { overflows, drops } = grown;
+    tracing::warn!(
+        overflows,
+        drops,
+        fullest = fullest.map(|queue| tracing::field::display(queue.address)),
+        waiting = fullest.map(|queue| queue.waiting),
+        limit = fullest.map(|queue| queue.limit),
+        "the kernel dropped connections: an accept queue on this host was full, and those clients wait and try again"
+    );
 }
 
 /// Members come and go; what was counted for them must not pile up, nor stay in the metrics for ever.
@@ -217,7 +241,8 @@ impl Process {
     pub(crate) fn show(&self) {
         let clusters = self.config.clusters.iter().filter_map(|cluster| self.clusters.get(&cluster.name));
         let listeners = self.listeners.iter().map(|listener| {
-            let handle = ListenerHandle::new(&listener.settings().listener, Arc::clone(listener.stats()));
+            let mut handle = ListenerHandle::new(&listener.settings().listener, Arc::clone(listener.stats()));
+            handle.bind = listener.addresses().to_vec(); // with the ports that the kernel chose
             handle.set_listening(listener.is_accepting());
             Arc::new(handle)
         });

@@ -342,7 +342,7 @@ impl Drop for SessionGuard {
             let mut home = lock(home);
             home.take(self.slot);
             if let Some(login) = login {
-                home.logins.leave(login);
+                home.logins.leave(&login); // and let go of before anybody else counts
             }
         }
         register.left();
@@ -539,11 +539,11 @@ impl Logins {
         new
     }
 
-    /// A session that had this login is gone; the last one takes the entry along.
-    fn leave(&mut self, login: Arc<Login>) {
-        if Arc::strong_count(&login) == 2 {
+    /// A session that had this login is going, and has let go of it but for this; the last one takes the entry along.
+    fn leave(&mut self, login: &Arc<Login>) {
+        if Arc::strong_count(login) == 2 {
             let hash = self.hasher.hash_one(login.by_ref());
-            if self.known.get(&hash).is_some_and(|known| Arc::ptr_eq(known, &login)) {
+            if self.known.get(&hash).is_some_and(|known| Arc::ptr_eq(known, login)) {
                 self.known.remove(&hash);
             }
         }

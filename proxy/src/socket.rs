@@ -10,7 +10,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::TcpStream;
 
 /// Connections that the kernel keeps ready for accept(2); `net.core.somaxconn` caps it.
-const BACKLOG: i32 = 4096;
+pub(crate) const BACKLOG: i32 = 4096;
 
 /// How dead peers are found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -163,7 +163,9 @@ fn many_logins_are_bounded_and_a_forgotten_one_makes_room() {
     assert_eq!(logins(&register), most);
     drop(looked_at);
     let again: Vec<_> = (0..16).map(|_| place.enter(v4(1, 1), v4(2, 5000))).collect();
-    again.iter().for_each(|session| session.set_login(login("carol")));
+    for session in &again {
+        session.set_login(login("carol"));
+    }
     assert_eq!(logins(&register), 16);
 }
 
@@ -234,7 +236,9 @@ fn threads_enter_and_leave_beside_one_another() {
                 start.wait();
                 for _ in 0..200 {
                     let some: Vec<_> = (0..8).map(|port| place.enter(v4(1, port), v4(2, 5000))).collect();
-                    some.iter().for_each(|session| session.set_login(login("alice")));
+                    for session in &some {
+                        session.set_login(login("alice"));
+                    }
                 }
             });
         }
