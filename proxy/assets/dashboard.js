@@ -119,6 +119,8 @@ function process(p) {
       : fact('descriptors', `${count(p.open_descriptors)}${p.max_descriptors === null ? '' : ` / ${count(p.max_descriptors)}`}`),
     fact('version', p.version), fact('pid', p.pid),
     p.log_lines_dropped ? h('span', {class: 'bad'}, `${count(p.log_lines_dropped)} log lines dropped`) : null,
+    p.listen_overflows ? h('span', {class: 'bad', title: 'An accept queue of this host was full; those clients wait and try again'},
+      `${count(p.listen_overflows)} connections dropped by the kernel`) : null,
   ];
 }
 

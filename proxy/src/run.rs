@@ -21,12 +21,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::Admin;
+use crate::backlog::{self, Overflows, Queues};
 use crate::clock::Clock;
 use crate::cluster::Cluster;
 use crate::engine::{Cores, Engine};
 use crate::life::{self, Signal, Signals};
 use crate::listener::{Context, Listener, Listeners, Settings, Sockets};
 use crate::logging::Logging;
+use crate::shard;
 use crate::state::{App, Life, ListenerHandle, Parts};
 
 /// How often the status line of the service manager is refreshed.
@@ -41,8 +43,15 @@ pub fn runtime(relay: &Relay) -> std::io::Result<Runtime> {
     builder.enable_all().build()
 }
 
+/// How many cores relay: as the configuration says, else one for each processor.
+fn cores(relay: Relay) -> usize {
+    let processors = || std::thread::available_parallelism().map_or(1, usize::from);
+    relay.threads.map_or_else(processors, |threads| usize::from(threads.get()))
+}
+
 /// Runs until a signal ends it. `file` is read anew on SIGHUP.
 pub async fn run(config: Config, file: &Path, logging: &Logging) -> anyhow::Result<()> {
+    shard::fix(cores(config.relay));
     let mut signals = Signals::new().context("cannot listen for signals")?;
     let descriptors = life::raise_descriptors(&config);
     if let Some(warning) = descriptors.warning() {
@@ -85,14 +94,37 @@ async fn watchdog(app: Arc<App>) -> Infallible {
     life::watchdog(|| app.control_tasks_alive()).await
 }
 
-/// Keeps the line of `systemctl status` true, and forgets the counters of members that are gone.
+/// Keeps the line of `systemctl status` true, forgets the counters of members that are gone, and tells when the kernel
+/// drops connections because nobody accepts them.
 async fn keep_house(app: Arc<App>) -> Infallible {
     let mut beat = tokio::time::interval(HOUSEKEEPING);
+    let mut overflows = backlog::Watch::start();
     loop {
         beat.tick().await;
         life::notify_status(&status_line(&app));
         forget_members(&app);
+        if let Some(grown) = overflows.grown() {
+            app.listen_overflows.add(grown.overflows);
+            warn_of_overflows(&app, grown);
+        }
     }
+}
+
+/// The counters are the host's, the queues shown are ours: an overflow may be another program's.
+fn warn_of_overflows(app: &App, grown: Overflows) {
+    let queues = Queues::read();
+    let parts = app.parts.load();
+    let ours = parts.listeners.iter().flat_map(|listener| listener.backlog(&queues));
+    let fullest = ours.max_by_key(|queue| queue.waiting);
+    let Overflows { overflows, drops } = grown;
+    tracing::warn!(
+        overflows,
+        drops,
+        fullest = fullest.map(|queue| tracing::field::display(queue.address)),
+        waiting = fullest.map(|queue| queue.waiting),
+        limit = fullest.map(|queue| queue.limit),
+        "the kernel dropped connections: an accept queue on this host was full, and those clients wait and try again"
+    );
 }
 
 /// Members come and go; what was counted for them must not pile up, nor stay in the metrics for ever.
@@ -213,7 +245,8 @@ impl Process {
     pub(crate) fn show(&self) {
         let clusters = self.config.clusters.iter().filter_map(|cluster| self.clusters.get(&cluster.name));
         let listeners = self.listeners.iter().map(|listener| {
-            let handle = ListenerHandle::new(&listener.settings().listener, Arc::clone(listener.stats()));
+            let mut handle = ListenerHandle::new(&listener.settings().listener, Arc::clone(listener.stats()));
+            handle.bind = listener.addresses().to_vec(); // with the ports that the kernel chose
             handle.set_listening(listener.is_accepting());
             Arc::new(handle)
         });

@@ -15,7 +15,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use crate::engine::{Stream, timeout_at};
 
 /// Connections that the kernel keeps ready for accept(2); `net.core.somaxconn` caps it.
-const BACKLOG: i32 = 4096;
+pub(crate) const BACKLOG: i32 = 4096;
 
 /// How dead peers are found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -16,6 +16,7 @@ use pointsman_core::time::UnixMillis;
 use serde::Serialize;
 use tokio::sync::{mpsc, watch};
 
+use crate::backlog::{Backlog, Queues};
 use crate::discovery::SourceStats;
 use crate::metrics::Metrics;
 use crate::sessions::Sessions;
@@ -86,6 +87,8 @@ pub struct App {
     pub reloads_ok: Counter,
     /// Reloads that left the old configuration in force.
     pub reloads_failed: Counter,
+    /// Times that an accept queue of this host overflowed, since the process started. Counted by the housekeeper.
+    pub listen_overflows: Counter,
     life: watch::Sender<Life>,
     reload: Mutex<Option<Reload>>,
     log_lines_dropped: Arc<AtomicU64>,
@@ -128,6 +131,7 @@ impl App {
             metrics: Metrics::default(),
             reloads_ok: Counter::default(),
             reloads_failed: Counter::default(),
+            listen_overflows: Counter::default(),
             life: watch::Sender::new(Life::Starting),
             reload: Mutex::new(None),
             log_lines_dropped: Arc::default(),
@@ -314,6 +318,11 @@ impl ListenerHandle {
             stats,
             listening: AtomicBool::new(false),
         }
+    }
+
+    /// The accept queues of its addresses.
+    pub fn backlog(&self, queues: &Queues) -> Vec<Backlog> {
+        self.bind.iter().filter_map(|address| queues.of(*address)).collect()
     }
 
     /// Whether all of its addresses are bound and accept.

@@ -9,7 +9,11 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use pointsman_core::close::CloseReason;
+use pointsman_core::route::GrantRole;
 use pointsman_core::view::MemberName;
+
+use crate::sessions::Granted;
+use crate::shard::Block;
 
 /// A number that only grows.
 #[derive(Debug, Default)]
@@ -24,6 +28,31 @@ impl Counter {
     /// Reads.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A number that only grows, with every message: each core counts on its own ([`crate::shard`]).
+#[derive(Debug)]
+pub struct ByteCounter {
+    block: Arc<Block>,
+    word: usize,
+}
+
+impl ByteCounter {
+    /// The two directions of one owner, side by side.
+    fn pair() -> (Self, Self) {
+        let block = Arc::<Block>::default();
+        (Self { block: Arc::clone(&block), word: 0 }, Self { block, word: 1 })
+    }
+
+    /// Adds. On a core of the relay engine: without a locked instruction.
+    pub fn add(&self, n: u64) {
+        self.block.add(self.word, n);
+    }
+
+    /// Adds up what all threads have counted.
+    pub fn get(&self) -> u64 {
+        self.block.sum(self.word)
     }
 }
 
@@ -119,7 +148,7 @@ gauges! {
 }
 
 /// One listener.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct ListenerStats {
     /// Connections that were accepted, whatever became of them.
     pub accepted: Counter,
@@ -132,9 +161,9 @@ pub struct ListenerStats {
     /// How long connections were held.
     pub held_for: Durations,
     /// Bytes from clients.
-    pub bytes_in: Counter,
+    pub bytes_in: ByteCounter,
     /// Bytes to clients.
-    pub bytes_out: Counter,
+    pub bytes_out: ByteCounter,
     /// Errors of accept(2) itself (descriptors, memory).
     pub accept_errors: Counter,
     /// `CancelRequest`s that were passed on.
@@ -144,7 +173,7 @@ pub struct ListenerStats {
 }
 
 /// One member, as one listener uses it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct ServerStats {
     /// Sessions that are open now, those being dialled included: what least-connections compares.
     pub sessions: Gauge,
@@ -157,21 +186,62 @@ pub struct ServerStats {
     /// From the start of the dial to the server's first byte.
     pub dialled_in: Durations,
     /// Bytes from clients to it.
-    pub bytes_in: Counter,
+    pub bytes_in: ByteCounter,
     /// Bytes from it to clients.
-    pub bytes_out: Counter,
-    reached: Mutex<Option<SocketAddr>>,
+    pub bytes_out: ByteCounter,
+    granted: Mutex<Option<Arc<Granted>>>,
+}
+
+impl Default for ServerStats {
+    fn default() -> Self {
+        let (bytes_in, bytes_out) = ByteCounter::pair();
+        Self {
+            sessions: Gauge::default(),
+            sessions_total: Counter::default(),
+            dial_errors: Counter::default(),
+            cut: Counter::default(),
+            dialled_in: Durations::default(),
+            bytes_in,
+            bytes_out,
+            granted: Mutex::default(),
+        }
+    }
 }
 
 impl ServerStats {
-    /// It has answered at this address.
-    pub fn set_reached(&self, server: SocketAddr) {
-        *self.reached.lock().unwrap_or_else(PoisonError::into_inner) = Some(server);
+    /// It has answered at this address: what its session is granted, shared with the session before where it was granted the same.
+    pub fn granted(&self, member: &MemberName, role: GrantRole, server: SocketAddr) -> Arc<Granted> {
+        let mut last = self.granted.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*last {
+            Some(same) if same.member == *member && same.role == role && same.server == server => {
+                Arc::clone(same)
+            }
+            _ => Arc::clone(last.insert(Arc::new(Granted { member: member.clone(), role, server }))),
+        }
     }
 
     /// Where it was reached last: a member that is no candidate any more may still have sessions.
     pub fn reached(&self) -> Option<SocketAddr> {
-        *self.reached.lock().unwrap_or_else(PoisonError::into_inner)
+        self.granted.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|granted| granted.server)
+    }
+}
+
+impl Default for ListenerStats {
+    fn default() -> Self {
+        let (bytes_in, bytes_out) = ByteCounter::pair();
+        Self {
+            accepted: Counter::default(),
+            sessions: Gauge::default(),
+            held: Gauge::default(),
+            held_total: Counter::default(),
+            held_for: Durations::default(),
+            bytes_in,
+            bytes_out,
+            accept_errors: Counter::default(),
+            cancels: Counter::default(),
+            closes: RwLock::default(),
+            servers: RwLock::default(),
+        }
     }
 }
 
@@ -218,6 +288,17 @@ impl ListenerStats {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn directions_and_owners_are_counted_apart() {
+        let stats = ListenerStats::default();
+        let server = stats.server(&MemberName::from("n1"));
+        stats.bytes_in.add(3);
+        stats.bytes_out.add(40);
+        server.bytes_out.add(500);
+        assert_eq!((stats.bytes_in.get(), stats.bytes_out.get()), (3, 40));
+        assert_eq!((server.bytes_in.get(), server.bytes_out.get()), (0, 500));
+    }
 
     #[test]
     fn a_member_that_went_is_forgotten_when_its_last_session_has_ended() {

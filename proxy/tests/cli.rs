@@ -120,6 +120,19 @@ fn status_of_a_healthy_cluster() {
 }
 
 #[test]
+fn status_tells_of_connections_that_nobody_accepted() {
+    let made_up = made_up(3);
+    made_up.app.listen_overflows.add(3);
+    let text = serve(made_up).table(&["status"]);
+    let second = text.lines().nth(1);
+    assert_eq!(
+        second,
+        Some("3 connections were dropped by the kernel: an accept queue of this host was full"),
+        "{text}"
+    );
+}
+
+#[test]
 fn status_in_trouble_says_so() {
     let served = serve(made_up(6));
     served.made_up.cluster.describe(trouble(6));

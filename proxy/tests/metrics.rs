@@ -3,9 +3,12 @@
 #![allow(clippy::float_cmp, reason = "small whole numbers, and numbers that were written out in full")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use common::{made_up, trouble};
+use pointsman::state::{ListenerHandle, Parts};
+use pointsman_config::Target;
 use pointsman_core::close::CloseReason;
 use pointsman_core::event::{Loudness, What};
 use pointsman_core::route::NoRoute;
@@ -93,6 +96,31 @@ fn parse(text: &str) -> Scrape {
     }
     assert_eq!(scrape.helps.len(), scrape.kinds.len());
     scrape
+}
+
+#[test]
+fn accept_queues_are_shown_by_address() {
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    let _client = std::net::TcpStream::connect(address).unwrap();
+    let made_up = made_up(3);
+    let mut handle = ListenerHandle::new(&common::listener("primary", Target::Primary, 0), Arc::default());
+    handle.bind = vec![address, ([127, 0, 0, 1], 0).into()];
+    made_up.app.parts.store(Arc::new(Parts { clusters: Vec::new(), listeners: vec![Arc::new(handle)] }));
+    let series = |name: &str| format!(r#"{name}{{cluster="main",listener="primary",address="{address}"}}"#);
+    let began = Instant::now();
+    let scrape = loop {
+        let scrape = parse(&render(&made_up));
+        if scrape.samples[&series("pointsman_listener_backlog")] == 1.0 {
+            break scrape;
+        }
+        assert!(began.elapsed() < Duration::from_secs(10), "{:?}", scrape.samples);
+    };
+    assert!(scrape.samples[&series("pointsman_listener_backlog_limit")] >= 1.0);
+    let shown = scrape.samples.keys().filter(|name| name.starts_with("pointsman_listener_backlog{")).count();
+    assert_eq!(shown, 1, "an address that nobody listens on has no queue");
+    assert!(scrape.samples.contains_key("pointsman_host_listen_overflows_total"));
+    assert!(scrape.samples.contains_key("pointsman_host_listen_drops_total"));
 }
 
 fn render(made_up: &common::MadeUp) -> String {

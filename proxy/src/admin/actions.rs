@@ -55,7 +55,7 @@ pub(super) fn member(app: &App, cluster: &str, member: &str, action: &str) -> An
 fn kill_on(app: &App, cluster: &str, member: &str) -> Answer {
     let sessions = app.sessions.list();
     let of_member = sessions.iter().filter(|session| {
-        session.cluster.as_str() == cluster
+        session.cluster().as_str() == cluster
             && session.granted().is_some_and(|granted| granted.member.as_str() == member)
     });
     let count = of_member.map(|session| session.kill(CloseReason::Killed)).count();
@@ -73,6 +73,6 @@ pub(super) fn kill(app: &App, id: &str) -> Answer {
         return answer::problem(StatusCode::NOT_FOUND, &format!("there is no session {number} (any more)"));
     };
     session.kill(CloseReason::Killed);
-    tracing::warn!(session = number, client = %session.client, "an operator ended a session");
+    tracing::warn!(session = number, client = %session.client(), "an operator ended a session");
     done(format!("session {number} ends now"), Some(1))
 }

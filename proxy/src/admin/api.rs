@@ -10,6 +10,7 @@ use pointsman_core::status::{ClusterStatus, MemberStatus};
 use pointsman_core::view::MemberName;
 use serde::Serialize;
 
+use crate::backlog::{Backlog, Queues};
 use crate::metrics::process;
 use crate::sessions::{Granted, Login, Phase, SessionId};
 use crate::state::{App, ClusterHandle, Life, ListenerHandle, Parts, Reload, wall_now};
@@ -42,6 +43,8 @@ struct Process {
     open_descriptors: Option<usize>,
     max_descriptors: Option<u64>,
     log_lines_dropped: u64,
+    /// Times that an accept queue of this host was full, since the process started.
+    listen_overflows: u64,
     reload: Option<Reload>,
 }
 
@@ -75,6 +78,8 @@ pub(super) struct Listener {
     cluster: ClusterName,
     target: Target,
     bind: Vec<SocketAddr>,
+    /// The accept queue of each address that is listened on.
+    backlog: Vec<Backlog>,
     listening: bool,
     /// `open` (new sessions are routed), `held` (they wait), `refusing` (they are turned away), `down`.
     state: &'static str,
@@ -139,8 +144,8 @@ struct Session {
     age_ms: u64,
     bytes_in: u64,
     bytes_out: u64,
-    granted: Option<Granted>,
-    login: Option<Login>,
+    granted: Option<Arc<Granted>>,
+    login: Option<Arc<Login>>,
 }
 
 /// `/api/v1/timeline`.
@@ -173,6 +178,7 @@ fn about(app: &App) -> Process {
         open_descriptors: process::open_descriptors(),
         max_descriptors: process::max_descriptors(),
         log_lines_dropped: app.log_lines_dropped(),
+        listen_overflows: app.listen_overflows.get(),
         reload: app.reload(),
     }
 }
@@ -223,10 +229,11 @@ pub(super) fn members(app: &App) -> Vec<Member> {
 
 pub(super) fn listeners(app: &App) -> Vec<Listener> {
     let parts = app.parts.load();
-    parts.listeners.iter().map(|handle| listener(&parts, handle)).collect()
+    let queues = Queues::read();
+    parts.listeners.iter().map(|handle| listener(&parts, handle, &queues)).collect()
 }
 
-fn listener(parts: &Parts, handle: &ListenerHandle) -> Listener {
+fn listener(parts: &Parts, handle: &ListenerHandle, queues: &Queues) -> Listener {
     let counters: &ListenerStats = &handle.stats;
     let status = parts.cluster(handle.cluster.as_str()).and_then(|cluster| cluster.status());
     let route = status
@@ -248,6 +255,7 @@ fn listener(parts: &Parts, handle: &ListenerHandle) -> Listener {
         cluster: handle.cluster.clone(),
         target: handle.target,
         bind: handle.bind.clone(),
+        backlog: handle.backlog(queues),
         listening: handle.listening(),
         state,
         why,
@@ -286,20 +294,19 @@ fn serving(member: MemberName, stats: &ServerStats) -> Server {
 }
 
 pub(super) fn sessions(app: &App, limit: u64) -> SessionsDoc {
-    use std::sync::atomic::Ordering::Relaxed;
     let all = app.sessions.list();
     let shown = all.iter().take(usize::try_from(limit).unwrap_or(usize::MAX)).map(|session| Session {
         id: session.id,
-        cluster: session.cluster.clone(),
-        listener: session.listener.clone(),
-        client: session.client,
-        local: session.local,
+        cluster: session.cluster().clone(),
+        listener: session.listener().clone(),
+        client: session.client(),
+        local: session.local(),
         phase: session.phase(),
-        age_ms: millis(session.accepted.elapsed()),
-        bytes_in: session.bytes_in.load(Relaxed),
-        bytes_out: session.bytes_out.load(Relaxed),
+        age_ms: millis(session.age()),
+        bytes_in: session.bytes_in(),
+        bytes_out: session.bytes_out(),
         granted: session.granted(),
-        login: session.login().cloned(),
+        login: session.login(),
     });
     SessionsDoc { total: all.len(), sessions: shown.collect() }
 }

@@ -57,6 +57,7 @@ pub(super) fn status(answer: &Value) -> String {
     } else if !text(process, "/reload/text").is_empty() {
         let _ = writeln!(out, "the last reload was not complete: {}", clean(text(process, "/reload/text")));
     }
+    congestion(&mut out, answer);
     for cluster in list(answer, "/clusters") {
         out.push('\n');
         one_cluster(&mut out, cluster);
@@ -64,6 +65,23 @@ pub(super) fn status(answer: &Value) -> String {
     out.push('\n');
     out.push_str(&listeners(list(answer, "/listeners")));
     out
+}
+
+/// Connections that nobody accepts in time.
+fn congestion(out: &mut String, answer: &Value) {
+    let overflows = number(answer, "/process/listen_overflows").unwrap_or(0);
+    if overflows > 0 {
+        let times = if overflows == 1 { "connection was" } else { "connections were" };
+        let _ =
+            writeln!(out, "{overflows} {times} dropped by the kernel: an accept queue of this host was full");
+    }
+    for queue in list(answer, "/listeners").iter().flat_map(|listener| list(listener, "/backlog")) {
+        let (waiting, limit) = (number(queue, "/waiting").unwrap_or(0), number(queue, "/limit").unwrap_or(0));
+        if waiting > limit / 2 {
+            let address = clean(text(queue, "/address"));
+            let _ = writeln!(out, "{address}: {waiting} of {limit} connections wait to be accepted");
+        }
+    }
 }
 
 fn one_cluster(out: &mut String, cluster: &Value) {

@@ -52,7 +52,7 @@ use self::holds::Holds;
 pub use self::reports::Reports;
 use crate::engine::{Acceptor, Cores, Listening, Stream, Task};
 use crate::routes::Routes;
-use crate::sessions::{SessionId, Sessions};
+use crate::sessions::{Place, SessionId, Sessions};
 use crate::socket::{self, TcpOptions};
 use crate::stats::ListenerStats;
 
@@ -190,6 +190,7 @@ pub(crate) struct Shared {
     settings: ArcSwap<Settings>,
     routes: Arc<Routes>,
     sessions: Arc<Sessions>,
+    place: Arc<Place>,
     stats: Arc<ListenerStats>,
     reports: Reports,
     holds: Holds,
@@ -257,7 +258,9 @@ impl Listener {
         bound.set_options(TcpOptions::of(&settings.listener));
         context.routes.served_by(&context.cores);
         let name = settings.listener.name.clone();
+        let place = context.sessions.place(settings.listener.cluster.clone(), name.clone());
         let shared = Shared {
+            place,
             holds: Holds::new(name.clone(), Arc::clone(&context.routes), settings.hold_limits()),
             name,
             cluster: settings.listener.cluster.clone(),
@@ -409,8 +412,8 @@ impl Listener {
         // A listener of the same name may have come after this one.
         let newest = SessionId(self.shared.newest.load(Ordering::Relaxed));
         let ours = self.shared.sessions.list().into_iter().filter(|session| {
-            session.listener == self.shared.name
-                && session.cluster == self.shared.cluster
+            *session.listener() == self.shared.name
+                && *session.cluster() == self.shared.cluster
                 && session.id <= newest
         });
         ours.map(|session| session.kill(reason.clone())).count()
@@ -496,6 +499,7 @@ impl Acceptor for Shared {
         }
     }
 
+<<<<<<< HEAD
     fn failed(&self, error: &io::Error) -> Duration {
         self.stats.accept_errors.add(1);
         let last = self.backoff.load(Ordering::Relaxed);
@@ -510,6 +514,25 @@ impl Acceptor for Shared {
     fn works(&self) {
         if self.backoff.load(Ordering::Relaxed) > 0 {
             self.backoff.store(0, Ordering::Relaxed);
+=======
+/// One connection: a session, or a refusal.
+fn accepted(shared: &Arc<Shared>, stream: TcpStream, client: SocketAddr) {
+    if shared.sessions.is_full() {
+        return no_room(shared, client);
+    }
+    let settings = shared.settings.load();
+    // Either fails only when the client has gone already.
+    let local = TcpOptions::of(&settings.listener).apply(&stream).and_then(|()| stream.local_addr());
+    let Ok(local) = local else { return };
+    match admission::admit(&settings.listener, &shared.stats, &shared.sources, client.ip()) {
+        Ok(admitted) => {
+            let session = shared.place.enter(client, local);
+            shared.newest.fetch_max(session.id.0, Ordering::Relaxed);
+            let shared_with = Arc::clone(shared);
+            shared
+                .tracker
+                .spawn(async move { session::serve(&shared_with, stream, session, admitted).await });
+>>>>>>> stats
         }
     }
 }

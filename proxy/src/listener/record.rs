@@ -1,7 +1,6 @@
 //! One line for each finished session (tracing target `session`).
 
 use std::net::SocketAddr;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use pointsman_core::close::CloseReason;
@@ -29,17 +28,17 @@ macro_rules! line {
         tracing::$level!(
             target: "session",
             id,
-            client = %session.client,
-            listener = %session.listener,
-            cluster = %session.cluster,
+            client = %session.client(),
+            listener = %session.listener(),
+            cluster = %session.cluster(),
             member = granted.as_ref().map(|granted| tracing::field::display(&granted.member)),
             server = granted.as_ref().map(|granted| tracing::field::display(granted.server)),
             role = granted.as_ref().map(|granted| granted.role.as_str()),
-            user = login.and_then(|login| login.user.as_deref()),
-            database = login.and_then(|login| login.database.as_deref()),
-            bytes_in = session.bytes_in.load(Ordering::Relaxed),
-            bytes_out = session.bytes_out.load(Ordering::Relaxed),
-            duration_ms = millis(session.accepted.elapsed()),
+            user = login.as_ref().and_then(|login| login.user.as_deref()),
+            database = login.as_ref().and_then(|login| login.database.as_deref()),
+            bytes_in = session.bytes_in(),
+            bytes_out = session.bytes_out(),
+            duration_ms = millis(session.age()),
             held_ms = millis(tally.held),
             dial_ms = millis(tally.dialled),
             tries = tally.tries,

@@ -17,7 +17,7 @@ use pointsman_core::close::{CloseReason, Peer};
 use pointsman_core::event::DialOutcome;
 use pointsman_core::hold::{Outcome, Ticket};
 use pointsman_core::route::Candidate;
-use pointsman_core::startup::{FirstMessage, StartupError, StartupMessage};
+use pointsman_core::startup::{FirstMessage, StartupError};
 use pointsman_core::view::MemberName;
 
 use super::admission::Admitted;
@@ -26,10 +26,18 @@ use super::established::broken;
 use super::holds::Entry;
 use super::link::{Answer, Grant, Link, Question};
 use super::record::{self, Tally};
+<<<<<<< HEAD
 use super::{Settings, Shared, cancel, established, refuse};
 use crate::dial::DialError;
 use crate::engine::{Side, Stream, timeout_at};
 use crate::sessions::{Granted, Login, Phase, SessionGuard};
+=======
+use super::{Settings, Shared, cancel, refuse};
+use crate::dial::{DialError, is_reset};
+use crate::relay::{self, End, Pair, Side, Watch};
+use crate::sessions::{LoginRef, Phase, SessionGuard};
+use crate::socket::TcpOptions;
+>>>>>>> stats
 use crate::stats::{Gauge, GaugeGuard, ListenerHeld, ListenerStats, ServerSessions};
 
 /// The pauses of a session that comes back to the queue while the routes have not changed.
@@ -142,7 +150,11 @@ impl<'a> Start<'a> {
                 return Err(self.cancel(request.encode()).await);
             }
             if let FirstMessage::Startup(startup) = &message {
-                self.session.set_login(login(startup));
+                self.session.set_login(LoginRef {
+                    user: startup.user().as_deref(),
+                    database: startup.database().as_deref(),
+                    application: startup.application_name().as_deref(),
+                });
             }
             let question = Question::new(&message, client);
             let direct_tls = message == FirstMessage::DirectTls;
@@ -312,7 +324,7 @@ impl<'a> Start<'a> {
                 load: self.shared.stats.server(&candidate.member).sessions.get(),
             })
             .collect();
-        let draw = self.shared.draw(self.session.client.ip());
+        let draw = self.shared.draw(self.session.client().ip());
         let policy = super::policy(self.settings.listener.balance);
         let chosen = balance::pick(policy, &loaded, draw, |one| self.tried.contains(&one.candidate.member))?;
         let candidate = loaded.get(chosen)?.candidate;
@@ -334,12 +346,10 @@ impl<'a> Start<'a> {
             grant.stats.dialled_in.record(self.tally.dialled);
             grant.stats.sessions_total.add(1);
         }
-        grant.stats.set_reached(*server);
         if !link.received.is_empty() {
             self.shared.reports.dial(&grant.member, DialOutcome::Served);
         }
-        let granted = Granted { member: grant.member.clone(), role: grant.role, server: *server };
-        self.session.set_granted(Some(granted));
+        self.session.set_granted(Some(grant.stats.granted(&grant.member, grant.role, *server)));
     }
 
     fn failed(&mut self, grant: &Grant, error: &DialError) {
@@ -420,14 +430,6 @@ async fn lost(link: Option<&Link>) {
     match link {
         Some(link) => link.lost().await,
         None => std::future::pending().await,
-    }
-}
-
-fn login(startup: &StartupMessage) -> Login {
-    Login {
-        user: startup.user().map(Into::into),
-        database: startup.database().map(Into::into),
-        application: startup.application_name().map(Into::into),
     }
 }
 

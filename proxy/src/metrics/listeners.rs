@@ -6,6 +6,7 @@ use pointsman_core::close::CloseReason;
 use pointsman_core::route::NoRoute;
 
 use super::{Family, Labels, Scrape};
+use crate::backlog::{Backlog, Queues};
 use crate::state::{ListenerHandle, Parts};
 use crate::stats::ServerStats;
 
@@ -15,10 +16,12 @@ const fn family(name: &'static str, help: &'static str) -> Family {
 
 /// Copies the numbers of every listener.
 pub(super) fn write(scrape: &Scrape, parts: &Parts) {
+    let queues = Queues::read();
     for listener in &parts.listeners {
         let (name, cluster) = (listener.name.as_str(), listener.cluster.as_str());
         let labels: Labels<'_> = &[("cluster", cluster), ("listener", name)];
         write_route(scrape, parts, listener, labels);
+        write_backlog(scrape, &listener.backlog(&queues), labels);
         write_sessions(scrape, listener, labels);
         write_held(scrape, listener, labels);
         write_closes(scrape, listener, labels);
@@ -47,6 +50,23 @@ fn write_route(scrape: &Scrape, parts: &Parts, listener: &ListenerHandle, labels
         None => Some(NoRoute::Discovering.label()),
     };
     scrape.one_of(reason, labels, "reason", &NoRoute::LABELS, now);
+}
+
+fn write_backlog(scrape: &Scrape, queues: &[Backlog], labels: Labels<'_>) {
+    let waiting = family(
+        "pointsman_listener_backlog",
+        "Connections that the kernel has completed and that wait to be accepted, by address.",
+    );
+    let limit = family(
+        "pointsman_listener_backlog_limit",
+        "How many may wait there before the kernel drops more (see net.core.somaxconn).",
+    );
+    for queue in queues {
+        let address = queue.address.to_string();
+        let labels: Vec<_> = labels.iter().copied().chain([("address", address.as_str())]).collect();
+        scrape.gauge(waiting, &labels, queue.waiting as f64);
+        scrape.gauge(limit, &labels, queue.limit as f64);
+    }
 }
 
 fn write_sessions(scrape: &Scrape, listener: &ListenerHandle, labels: Labels<'_>) {

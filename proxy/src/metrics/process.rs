@@ -7,6 +7,7 @@ use rustix::process::{Resource, getrlimit};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::{Family, Scrape};
+use crate::backlog::Overflows;
 use crate::state::{App, Life};
 
 const fn family(name: &'static str, help: &'static str) -> Family {
@@ -33,6 +34,18 @@ pub(super) fn write(scrape: &Scrape, app: &App) {
     if let Some(bytes) = resident_bytes() {
         let memory = family("pointsman_process_resident_memory_bytes", "Resident memory.");
         scrape.gauge(memory, &[], bytes as f64);
+    }
+    if let Some(drops) = Overflows::read() {
+        let full = family(
+            "pointsman_host_listen_overflows_total",
+            "Connections that the kernel dropped because an accept queue was full, whoever's, on this host.",
+        );
+        scrape.counter(full, &[], drops.overflows);
+        let all = family(
+            "pointsman_host_listen_drops_total",
+            "Connections that the kernel dropped at a listening socket for any reason, on this host.",
+        );
+        scrape.counter(all, &[], drops.drops);
     }
     write_life(scrape, app);
 }

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use pointsman::sessions::{Granted, Login, Phase, SessionGuard};
+use pointsman::sessions::{LoginRef, Phase, SessionGuard};
 use pointsman::state::{App, ClusterHandle, Life, ListenerHandle, Parts, wall_now};
 use pointsman::stats::{Gauge, GaugeGuard, ListenerHeld, ListenerSessions, ListenerStats, ServerSessions};
 use pointsman_config::{
@@ -108,23 +108,21 @@ impl MadeUp {
     /// An established session of a client with this last byte.
     pub fn session(&mut self, name: &str, client: u8, member: &str, server_port: u16) {
         let handle = self.listener(name);
-        let session = self.app.sessions.enter(
-            main_cluster(),
-            handle.name.clone(),
+        let session = self.app.sessions.place(main_cluster(), handle.name.clone()).enter(
             ([10, 0, 5, client], 40_000 + u16::from(client)).into(),
             ([10, 0, 0, 11], handle.bind[0].port()).into(),
         );
         session.set_phase(Phase::Established);
         let role = if member == "pg1" { GrantRole::Primary } else { GrantRole::Replica };
         let server = ([10, 0, 0, 21], server_port).into();
-        session.set_granted(Some(Granted { member: member.into(), role, server }));
-        session.set_login(Login {
-            user: Some("app".to_owned()),
-            database: Some("shop".to_owned()),
-            application: Some("checkout\u{1b}[31m".to_owned()),
+        session.set_granted(Some(handle.stats.server(&member.into()).granted(&member.into(), role, server)));
+        session.set_login(LoginRef {
+            user: Some("app"),
+            database: Some("shop"),
+            application: Some("checkout\u{1b}[31m"),
         });
-        session.bytes_in.store(2048, std::sync::atomic::Ordering::Relaxed);
-        session.bytes_out.store(5 << 20, std::sync::atomic::Ordering::Relaxed);
+        session.add_in(2048);
+        session.add_out(5 << 20);
         handle.stats.accepted.add(1);
         self.gauges.push(Box::new(Gauge::enter(ListenerSessions(Arc::clone(&handle.stats)))));
         let server = handle.stats.server(&member.into());

@@ -46,7 +46,7 @@ async fn after_a_revocation_not_one_byte_more_reaches_the_server() {
             seen
         });
     }
-    let busy = |session: &Arc<Session>| session.bytes_in.load(Ordering::Relaxed) > 50_000;
+    let busy = |session: &Arc<Session>| session.bytes_in() > 50_000;
     eventually("there is traffic in all of them", || lab.sessions.list().iter().all(busy)).await;
     lab.no_route();
     lab.revoke(1);

@@ -21,7 +21,7 @@ async fn a_session_is_counted_and_reported_while_it_lives_and_when_it_ends() {
     let session = lab.sessions.list().pop().unwrap();
     assert_eq!(session.phase(), Phase::Established);
     let granted = session.granted().unwrap();
-    assert_eq!((granted.member, granted.server), (member("n1"), server.address));
+    assert_eq!((granted.member.clone(), granted.server), (member("n1"), server.address));
     let login = session.login().unwrap();
     assert_eq!((login.user.as_deref(), login.database.as_deref()), (Some("alice"), Some("app")));
     let stats = lab.stats.server(&member("n1"));
