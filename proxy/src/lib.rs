@@ -4,12 +4,8 @@
 //! * [`cluster`], [`control`]: one control task for each cluster, around its topology: the only writer of routes.
 //! * [`routes`]: where the control task publishes, and the fences that end sessions.
 //! * [`discovery`]: the source of a cluster's views. [`ask`], [`probe`]: questions to single members.
-<<<<<<< HEAD
-//! * [`listener`]: from accept to the end of a session, on the cores of the [`engine`]. [`sessions`], [`stats`]: what can be seen of it.
-=======
-//! * [`listener`]: from accept to the end of a session. [`sessions`], [`stats`]: what can be seen of it,
-//!   counted by each core for itself ([`shard`]). [`backlog`]: who waits for accept.
->>>>>>> stats
+//! * [`listener`]: from accept to the end of a session, on the cores of the [`engine`]. [`sessions`], [`stats`]: what can be seen of
+//!   it, counted by each core for itself ([`shard`]). [`backlog`]: who waits for accept.
 //! * [`state`]: the read side of all that; [`timeline`]: what happened. [`admin`], [`metrics`]: who shows it.
 //! * [`life`], [`logging`]: the process as the system sees it. [`cli`]: the command line.
 

@@ -36,7 +36,7 @@ pub(crate) struct Listening {
     pub(crate) address: SocketAddr,
     pub(crate) acceptor: Arc<dyn Acceptor>,
     /// Says to whoever waits for the address that somebody accepts here still.
-    pub(crate) held: TaskTrackerToken,
+    pub(crate) _held: TaskTrackerToken,
 }
 
 impl Listening {

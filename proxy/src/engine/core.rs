@@ -21,6 +21,7 @@ use super::slots::Slots;
 use super::splice::Pipes;
 use super::stream::Stream;
 use super::walk::Walks;
+use crate::shard;
 
 /// What is kept of a peer's bytes for a task that does not take them, before nothing more is received. In bytes.
 const UNTAKEN: usize = 32 * 1024;
@@ -70,6 +71,7 @@ impl<D: Driver> Core<D> {
         peers: Arc<[Arc<Inbox>]>,
         tokio: tokio::runtime::Handle,
     ) -> io::Result<Self> {
+        shard::enter(index + 1);
         let inbox = peers.get(index).cloned().ok_or_else(|| io::Error::other("a core without an inbox"))?;
         let (local, entered) = Local::enter(tokio);
         let now = Instant::now();

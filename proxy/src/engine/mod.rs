@@ -78,6 +78,7 @@ impl Engine {
     }
 
     fn start_with<D: Driver + 'static>(count: usize) -> Result<Self, EngineError> {
+        crate::shard::fix(count);
         let cores: Vec<Arc<Inbox>> = (0..count).map(|_| Inbox::new().map(Arc::new)).collect::<Result<_, _>>()?;
         let mut engine = Self { cores: Cores(cores.into()), threads: Vec::with_capacity(count), backend: D::NAME };
         let tokio = tokio::runtime::Handle::try_current().map_err(io::Error::other)?;

@@ -104,16 +104,15 @@ impl Relayed for Established {
 
 /// Counts bytes that `to` has taken.
 pub(crate) fn count(session: &Session, listener: &ListenerStats, member: &ServerStats, to: Side, bytes: usize) {
-    use std::sync::atomic::Ordering::Relaxed;
     let bytes = bytes as u64;
     match to {
         Side::Server => {
-            session.bytes_in.fetch_add(bytes, Relaxed);
+            session.add_in(bytes);
             listener.bytes_in.add(bytes);
             member.bytes_in.add(bytes);
         }
         Side::Client => {
-            session.bytes_out.fetch_add(bytes, Relaxed);
+            session.add_out(bytes);
             listener.bytes_out.add(bytes);
             member.bytes_out.add(bytes);
         }

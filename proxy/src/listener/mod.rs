@@ -294,7 +294,7 @@ impl Listener {
         let to_start = std::mem::take(&mut self.bound.to_start);
         for (socket, &address) in to_start.into_iter().zip(&self.bound.addresses) {
             let acceptor: Arc<dyn Acceptor> = Arc::clone(&self.shared) as _;
-            let listening = Arc::new(Listening { socket, address, acceptor, held: self.acceptors.token() });
+            let listening = Arc::new(Listening { socket, address, acceptor, _held: self.acceptors.token() });
             self.cores.listen(&listening);
             self.listening().push(listening);
         }
@@ -489,8 +489,7 @@ impl Acceptor for Shared {
         let settings = self.settings.load();
         match admission::admit(&settings.listener, &self.stats, &self.sources, client.ip()) {
             Ok(admitted) => {
-                let (cluster, name) = (self.cluster.clone(), self.name.clone());
-                let session = self.sessions.enter(cluster, name, client, local);
+                let session = self.place.enter(client, local);
                 self.newest.fetch_max(session.id.0, Ordering::Relaxed);
                 drop(settings);
                 Some(Box::pin(session::serve(self, stream, session, admitted)))
@@ -499,7 +498,6 @@ impl Acceptor for Shared {
         }
     }
 
-<<<<<<< HEAD
     fn failed(&self, error: &io::Error) -> Duration {
         self.stats.accept_errors.add(1);
         let last = self.backoff.load(Ordering::Relaxed);
@@ -514,25 +512,6 @@ impl Acceptor for Shared {
     fn works(&self) {
         if self.backoff.load(Ordering::Relaxed) > 0 {
             self.backoff.store(0, Ordering::Relaxed);
-=======
-/// One connection: a session, or a refusal.
-fn accepted(shared: &Arc<Shared>, stream: TcpStream, client: SocketAddr) {
-    if shared.sessions.is_full() {
-        return no_room(shared, client);
-    }
-    let settings = shared.settings.load();
-    // Either fails only when the client has gone already.
-    let local = TcpOptions::of(&settings.listener).apply(&stream).and_then(|()| stream.local_addr());
-    let Ok(local) = local else { return };
-    match admission::admit(&settings.listener, &shared.stats, &shared.sources, client.ip()) {
-        Ok(admitted) => {
-            let session = shared.place.enter(client, local);
-            shared.newest.fetch_max(session.id.0, Ordering::Relaxed);
-            let shared_with = Arc::clone(shared);
-            shared
-                .tracker
-                .spawn(async move { session::serve(&shared_with, stream, session, admitted).await });
->>>>>>> stats
         }
     }
 }

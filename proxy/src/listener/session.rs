@@ -26,18 +26,10 @@ use super::established::broken;
 use super::holds::Entry;
 use super::link::{Answer, Grant, Link, Question};
 use super::record::{self, Tally};
-<<<<<<< HEAD
 use super::{Settings, Shared, cancel, established, refuse};
 use crate::dial::DialError;
 use crate::engine::{Side, Stream, timeout_at};
-use crate::sessions::{Granted, Login, Phase, SessionGuard};
-=======
-use super::{Settings, Shared, cancel, refuse};
-use crate::dial::{DialError, is_reset};
-use crate::relay::{self, End, Pair, Side, Watch};
 use crate::sessions::{LoginRef, Phase, SessionGuard};
-use crate::socket::TcpOptions;
->>>>>>> stats
 use crate::stats::{Gauge, GaugeGuard, ListenerHeld, ListenerStats, ServerSessions};
 
 /// The pauses of a session that comes back to the queue while the routes have not changed.
