@@ -61,6 +61,7 @@ pub async fn run(config: Config, file: &Path, logging: &Logging) -> anyhow::Resu
     app.sessions.set_room(descriptors.room());
     let admin = Admin::bind(&config.admin)?;
     let engine = Engine::start(&config.relay)?;
+    app.set_cores(engine.cores().clone());
     let mut process = Process::start(file.to_owned(), config, Arc::clone(&app), engine.cores().clone())?;
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
     tasks.spawn(admin.serve(Arc::clone(&app), stop.clone()));
@@ -91,7 +92,7 @@ pub async fn run(config: Config, file: &Path, logging: &Logging) -> anyhow::Resu
 }
 
 async fn watchdog(app: Arc<App>) -> Infallible {
-    life::watchdog(|| app.control_tasks_alive()).await
+    life::watchdog(|| app.is_alive()).await
 }
 
 /// Keeps the line of `systemctl status` true, forgets the counters of members that are gone, and tells when the kernel

@@ -5,7 +5,7 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::backlog::{Backlog, Queues};
 use crate::discovery::SourceStats;
+use crate::engine::Cores;
 use crate::metrics::Metrics;
 use crate::sessions::Sessions;
 use crate::stats::{Counter, ListenerStats};
@@ -89,6 +90,7 @@ pub struct App {
     pub reloads_failed: Counter,
     /// Times that an accept queue of this host overflowed, since the process started. Counted by the housekeeper.
     pub listen_overflows: Counter,
+    cores: OnceLock<Cores>,
     life: watch::Sender<Life>,
     reload: Mutex<Option<Reload>>,
     log_lines_dropped: Arc<AtomicU64>,
@@ -132,6 +134,7 @@ impl App {
             reloads_ok: Counter::default(),
             reloads_failed: Counter::default(),
             listen_overflows: Counter::default(),
+            cores: OnceLock::new(),
             life: watch::Sender::new(Life::Starting),
             reload: Mutex::new(None),
             log_lines_dropped: Arc::default(),
@@ -186,8 +189,22 @@ impl App {
         *self.reload.lock().unwrap_or_else(PoisonError::into_inner) = Some(reload);
     }
 
-    /// Whether every control task that has ever described its cluster still does. The watchdog asks.
-    pub fn control_tasks_alive(&self) -> bool {
+    /// Names the cores of the relay engine, once they run.
+    pub fn set_cores(&self, cores: Cores) {
+        let _ = self.cores.set(cores); // there is one engine
+    }
+
+    /// The cores of the relay engine. `None`: not started yet.
+    pub fn cores(&self) -> Option<&Cores> {
+        self.cores.get()
+    }
+
+    /// Whether every core goes round, and every control task that has ever described its cluster still does. The watchdog asks.
+    pub fn is_alive(&self) -> bool {
+        self.cores.get().is_none_or(Cores::are_alive) && self.control_tasks_alive()
+    }
+
+    fn control_tasks_alive(&self) -> bool {
         let parts = self.parts.load();
         let ages = parts
             .clusters

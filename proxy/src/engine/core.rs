@@ -108,6 +108,7 @@ impl<D: Driver> Core<D> {
             }
             let now = Instant::now();
             self.ticks.set(now);
+            self.inbox.lives(now);
             self.local.fire_timers(now);
             self.run_tasks();
             self.go_on();
@@ -121,6 +122,8 @@ impl<D: Driver> Core<D> {
             self.ticks.set(Instant::now());
             self.take_events();
             self.inbox.load.store(self.tasks.len() + self.sessions.len(), Ordering::Relaxed);
+            self.inbox.sessions.store(self.sessions.len(), Ordering::Relaxed);
+            self.inbox.pipes.store(self.pipes.out(), Ordering::Relaxed);
         }
     }
 
@@ -240,7 +243,7 @@ impl<D: Driver> Core<D> {
 
     fn happened(&mut self, event: Event) {
         let key = match &event {
-            Event::Watched(Watched::Inbox) => return self.inbox.silence(),
+            Event::Watched(Watched::Inbox) => return self.inbox.still(),
             Event::Watched(Watched::Listening(number)) => return self.accept(*number),
             Event::Data(key, _)
             | Event::End(key)

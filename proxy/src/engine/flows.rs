@@ -11,7 +11,7 @@ use super::driver::{Chunk, Close, Driver, Event, Key, Readiness, Sent};
 use super::inbox::{Inbox, Message};
 use super::local::Wire;
 use super::relay::{End, Flow, Mode, Relayed, Session, Side};
-use super::splice::Moved;
+use super::splice::{Moved, Pipe};
 
 /// So many bytes in full buffers, one after the other, make a stream one that is spliced.
 const BULK: usize = 64 * 1024;
@@ -293,6 +293,11 @@ impl<D: Driver> Core<D> {
         self.close(session.server, server);
         self.close(session.client, client);
         self.walks.watched -= usize::from(session.watched);
+        for mode in [session.up.mode, session.down.mode] {
+            if let Mode::Splice(Some(pipe)) = mode {
+                self.pipes.put(*pipe);
+            }
+        }
         session.relayed.ended(end);
     }
 }
@@ -341,62 +346,18 @@ impl<D: Driver> Core<D> {
     }
 
     fn splice_turn(&mut self, key: Key, side: Side) -> Result<Turn, Failed> {
-        let Self { sessions, driver, pipes, ticks, .. } = self;
-        let Some(session) = sessions.get_mut(key) else { return Ok(Turn::Done) };
-        let (source, sink) = (session.key(side), session.key(side.other()));
-        let flow = match side {
-            Side::Client => &mut session.up,
-            Side::Server => &mut session.down,
-        };
-        let Mode::Splice(kept) = &mut flow.mode else { return Ok(Turn::Done) };
-        let mut pipe = match kept.take() {
-            Some(pipe) => pipe,
-            None => match pipes.take() {
-                Some(pipe) => Box::new(pipe),
-                None => return Ok(Turn::Copy),
-            },
-        };
-        for _ in 0..ROUNDS {
-            let mut small = false;
-            if pipe.held() == 0 {
-                let Some(fd) = driver.fd(source) else { return Ok(Turn::Done) };
-                match pipe.fill(fd).map_err(|error| Failed { side, error })? {
-                    Moved::Bytes(count) => small = count < SMALL,
-                    Moved::Wait => {
-                        pipes.put(*pipe);
-                        driver.poll(source, Readiness::Readable);
-                        return Ok(Turn::Done);
-                    }
-                    Moved::End => {
-                        pipes.put(*pipe);
-                        return Ok(Turn::Ended);
-                    }
-                }
-            }
-            while pipe.held() > 0 {
-                if let Some(end) = session.relayed.stop() {
-                    return Ok(Turn::Stop(end));
-                }
-                let Some(fd) = driver.fd(sink) else { return Ok(Turn::Done) };
-                match pipe.drain(fd).map_err(|error| Failed { side: side.other(), error })? {
-                    Moved::Bytes(count) => {
-                        session.relayed.count(side.other(), count);
-                        session.moved = ticks.now();
-                    }
-                    Moved::Wait | Moved::End => {
-                        *kept = Some(pipe);
-                        driver.poll(sink, Readiness::Writable);
-                        return Ok(Turn::Done);
-                    }
-                }
-            }
-            if small {
-                pipes.put(*pipe);
-                return Ok(Turn::Copy);
-            }
+        let Some(session) = self.sessions.get_mut(key) else { return Ok(Turn::Done) };
+        let Mode::Splice(kept) = &mut session.from(side).mode else { return Ok(Turn::Done) };
+        let pipe = kept.take().or_else(|| self.pipes.take().map(Box::new));
+        let Some(mut pipe) = pipe else { return Ok(Turn::Copy) };
+        let turn = pump(&mut self.driver, session, side, &mut pipe, self.ticks.now());
+        // Between two sessions an empty pipe is better off with the core; a full one holds bytes of this session.
+        if pipe.held() == 0 && !matches!(turn, Ok(Turn::More)) {
+            self.pipes.put(*pipe);
+        } else if let Mode::Splice(kept) = &mut session.from(side).mode {
+            *kept = Some(pipe);
         }
-        *kept = Some(pipe);
-        Ok(Turn::More)
+        turn
     }
 
     fn copy_again(&mut self, key: Key, side: Side) {
@@ -415,6 +376,52 @@ impl<D: Driver> Core<D> {
             self.splice(key, side);
         }
     }
+}
+
+/// Moves bytes through the pipe until one of the two sockets makes it wait, or others have to get their turn.
+fn pump<D: Driver>(
+    driver: &mut D,
+    session: &mut Session,
+    side: Side,
+    pipe: &mut Pipe,
+    now: u32,
+) -> Result<Turn, Failed> {
+    let to = side.other();
+    let (source, sink) = (session.key(side), session.key(to));
+    for _ in 0..ROUNDS {
+        let mut small = false;
+        if pipe.held() == 0 {
+            let Some(fd) = driver.fd(source) else { return Ok(Turn::Done) };
+            match pipe.fill(fd).map_err(|error| Failed { side, error })? {
+                Moved::Bytes(count) => small = count < SMALL,
+                Moved::Wait => {
+                    driver.poll(source, Readiness::Readable);
+                    return Ok(Turn::Done);
+                }
+                Moved::End => return Ok(Turn::Ended),
+            }
+        }
+        while pipe.held() > 0 {
+            if let Some(end) = session.relayed.stop() {
+                return Ok(Turn::Stop(end));
+            }
+            let Some(fd) = driver.fd(sink) else { return Ok(Turn::Done) };
+            match pipe.drain(fd).map_err(|error| Failed { side: to, error })? {
+                Moved::Bytes(count) => {
+                    session.relayed.count(to, count);
+                    session.moved = now;
+                }
+                Moved::Wait | Moved::End => {
+                    driver.poll(sink, Readiness::Writable);
+                    return Ok(Turn::Done);
+                }
+            }
+        }
+        if small {
+            return Ok(Turn::Copy);
+        }
+    }
+    Ok(Turn::More)
 }
 
 /// What a turn of splicing came to.

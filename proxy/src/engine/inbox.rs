@@ -13,6 +13,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Wake;
+use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -47,8 +48,15 @@ pub(super) struct Inbox {
     bell: Arc<OwnedFd>,
     /// Sessions of the core: those being started, too.
     pub(super) load: AtomicUsize,
-    /// Rounds of its loop: a sign of life.
+    /// Established sessions of the core.
+    pub(super) sessions: AtomicUsize,
+    /// Pipes that its splices hold.
+    pub(super) pipes: AtomicUsize,
+    /// Rounds of its loop.
     pub(super) rounds: AtomicU64,
+    made: Instant,
+    /// When the last round began, in milliseconds since `made`: a sign of life.
+    lived: AtomicU64,
 }
 
 impl std::fmt::Debug for Message {
@@ -74,8 +82,24 @@ impl Inbox {
             asleep: AtomicBool::new(false),
             bell: Arc::new(bell),
             load: AtomicUsize::new(0),
+            sessions: AtomicUsize::new(0),
+            pipes: AtomicUsize::new(0),
             rounds: AtomicU64::new(0),
+            made: Instant::now(),
+            lived: AtomicU64::new(0),
         })
+    }
+
+    /// A round of the core begins. Only the core calls this, and nobody else writes its numbers.
+    pub(super) fn lives(&self, now: Instant) {
+        self.rounds.store(self.rounds.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        let millis = u64::try_from(now.saturating_duration_since(self.made).as_millis()).unwrap_or(u64::MAX);
+        self.lived.store(millis, Ordering::Relaxed);
+    }
+
+    /// How long ago the last round began. A core begins one each second if nothing else makes it.
+    pub(super) fn silence(&self) -> Duration {
+        self.made.elapsed().saturating_sub(Duration::from_millis(self.lived.load(Ordering::Relaxed)))
     }
 
     /// Tells the core.
@@ -96,7 +120,6 @@ impl Inbox {
     /// The core has woken up: it looks around from now on.
     pub(super) fn awake(&self) {
         self.asleep.store(false, Ordering::SeqCst);
-        self.rounds.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Takes the messages. Whatever is told after this makes the core look again.
@@ -122,8 +145,8 @@ impl Inbox {
         Arc::clone(&self.bell)
     }
 
-    /// Silences the bell.
-    pub(super) fn silence(&self) {
+    /// Stops the bell.
+    pub(super) fn still(&self) {
         let _ = rustix::io::read(&self.bell, &mut [0; 8]); // nothing to read: silent already
     }
 }

@@ -31,6 +31,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 pub(crate) use self::accept::{Acceptor, Listening};
 use self::core::Core;
@@ -51,19 +52,26 @@ pub struct EngineError(#[from] io::Error);
 pub struct Engine {
     cores: Cores,
     threads: Vec<JoinHandle<()>>,
-    backend: &'static str,
 }
 
 /// The cores, for those who have something to tell them.
 #[derive(Clone, Debug)]
-pub struct Cores(Arc<[Arc<Inbox>]>);
+pub struct Cores {
+    inboxes: Arc<[Arc<Inbox>]>,
+    backend: &'static str,
+}
+
+/// A core that has not begun a round for so long is stuck: it begins one each second.
+const STUCK: Duration = Duration::from_secs(10);
 
 /// What the cores look like from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CoreState {
-    /// Sessions on it.
+    /// Established sessions on it.
     pub sessions: usize,
-    /// Rounds of its loop so far.
+    /// Pipes that its splices hold.
+    pub pipes: usize,
+    /// Rounds of its loop so far: each takes whatever has come, so few rounds for many bytes mean that it is busy.
     pub rounds: u64,
 }
 
@@ -79,12 +87,14 @@ impl Engine {
 
     fn start_with<D: Driver + 'static>(count: usize) -> Result<Self, EngineError> {
         crate::shard::fix(count);
-        let cores: Vec<Arc<Inbox>> = (0..count).map(|_| Inbox::new().map(Arc::new)).collect::<Result<_, _>>()?;
-        let mut engine = Self { cores: Cores(cores.into()), threads: Vec::with_capacity(count), backend: D::NAME };
+        let inboxes: Vec<Arc<Inbox>> =
+            (0..count).map(|_| Inbox::new().map(Arc::new)).collect::<Result<_, _>>()?;
+        let cores = Cores { inboxes: inboxes.into(), backend: D::NAME };
+        let mut engine = Self { cores, threads: Vec::with_capacity(count) };
         let tokio = tokio::runtime::Handle::try_current().map_err(io::Error::other)?;
         let (started, starts) = mpsc::sync_channel(count);
         for index in 0..count {
-            let (cores, tokio, started) = (Arc::clone(&engine.cores.0), tokio.clone(), started.clone());
+            let (cores, tokio, started) = (Arc::clone(&engine.cores.inboxes), tokio.clone(), started.clone());
             let thread = std::thread::Builder::new().name(format!("relay-{index}"));
             // A panic of a core ends the process (release builds abort): its sessions would hang otherwise.
             engine.threads.push(thread.spawn(move || {
@@ -108,11 +118,6 @@ impl Engine {
         Ok(engine)
     }
 
-    /// The backend that is in use: `epoll` or `io_uring`.
-    pub fn backend(&self) -> &'static str {
-        self.backend
-    }
-
     /// Its cores.
     pub fn cores(&self) -> &Cores {
         &self.cores
@@ -120,31 +125,42 @@ impl Engine {
 }
 
 impl Cores {
+    /// The backend that is in use: `epoll` or `io_uring`.
+    pub fn backend(&self) -> &'static str {
+        self.backend
+    }
+
+    /// Whether every core goes round. The watchdog asks.
+    pub fn are_alive(&self) -> bool {
+        self.inboxes.iter().all(|core| core.silence() < STUCK)
+    }
+
     /// What each of them is doing.
     pub fn states(&self) -> impl Iterator<Item = CoreState> + '_ {
-        self.0.iter().map(|core| CoreState {
-            sessions: core.load.load(Ordering::Relaxed),
+        self.inboxes.iter().map(|core| CoreState {
+            sessions: core.sessions.load(Ordering::Relaxed),
+            pipes: core.pipes.load(Ordering::Relaxed),
             rounds: core.rounds.load(Ordering::Relaxed),
         })
     }
 
     /// Has every core accept from this socket.
     pub(crate) fn listen(&self, listening: &Arc<Listening>) {
-        for core in self.0.iter() {
+        for core in self.inboxes.iter() {
             core.post(Message::Listen(Arc::clone(listening)));
         }
     }
 
     /// Has every core let go of it; the address is free when the last one has.
     pub(crate) fn unlisten(&self, listening: &Arc<Listening>) {
-        for core in self.0.iter() {
+        for core in self.inboxes.iter() {
             core.post(Message::Unlisten(Arc::clone(listening)));
         }
     }
 
     /// Has the sessions ended whose fences were raised.
     pub(crate) fn sweep(&self) {
-        for core in self.0.iter() {
+        for core in self.inboxes.iter() {
             core.post(Message::Sweep);
         }
     }
@@ -152,7 +168,7 @@ impl Cores {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        for core in self.cores.0.iter() {
+        for core in self.cores.inboxes.iter() {
             core.post(Message::Stop);
         }
         for thread in self.threads.drain(..) {

@@ -85,17 +85,21 @@ pub(super) struct Pipes {
     spare: Vec<Pipe>,
     /// The last try to make one has failed, and it was said.
     short: bool,
+    /// Pipes that hold bytes of a session.
+    out: usize,
 }
 
 impl Pipes {
     /// An empty pipe. `None`: there is none to be had, so the stream is copied.
     pub(super) fn take(&mut self) -> Option<Pipe> {
         if let Some(pipe) = self.spare.pop() {
+            self.out += 1;
             return Some(pipe);
         }
         match Pipe::new() {
             Ok(pipe) => {
                 self.short = false;
+                self.out += 1;
                 Some(pipe)
             }
             Err(error) => {
@@ -110,8 +114,14 @@ impl Pipes {
         }
     }
 
+    /// How many are in use.
+    pub(super) fn out(&self) -> usize {
+        self.out
+    }
+
     /// Takes a pipe back. One that holds bytes is closed: they belong to a session that is gone.
     pub(super) fn put(&mut self, pipe: Pipe) {
+        self.out = self.out.saturating_sub(1);
         if pipe.held == 0 && self.spare.len() < SPARE {
             self.spare.push(pipe);
         }

@@ -47,7 +47,27 @@ pub(super) fn write(scrape: &Scrape, app: &App) {
         );
         scrape.counter(all, &[], drops.drops);
     }
+    write_cores(scrape, app);
     write_life(scrape, app);
+}
+
+fn write_cores(scrape: &Scrape, app: &App) {
+    let Some(cores) = app.cores() else { return };
+    let backend = family("pointsman_relay_engine_info", "Always 1; the label tells the backend of the relay engine.");
+    scrape.flag(backend, &[("backend", cores.backend())], true);
+    for (number, core) in cores.states().enumerate() {
+        let number = number.to_string();
+        let labels = [("core", number.as_str())];
+        let sessions = family("pointsman_relay_core_sessions", "Established sessions of a core of the relay engine.");
+        scrape.gauge(sessions, &labels, core.sessions as f64);
+        let pipes = family("pointsman_relay_core_pipes", "Pipes that hold bytes of large transfers, by core.");
+        scrape.gauge(pipes, &labels, core.pipes as f64);
+        let rounds = family(
+            "pointsman_relay_core_rounds_total",
+            "Rounds of a core's loop; each takes whatever has come since the last one.",
+        );
+        scrape.counter(rounds, &labels, core.rounds);
+    }
 }
 
 fn write_life(scrape: &Scrape, app: &App) {
