@@ -17,6 +17,7 @@ mod connect;
 pub mod control;
 mod dial;
 pub mod discovery;
+mod engine;
 pub mod life;
 pub mod listener;
 pub mod logging;
