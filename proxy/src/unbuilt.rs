@@ -1,6 +1,6 @@
 //! What the configuration file may say already, but this version cannot do yet.
 
-use pointsman_config::{Config, Discovery, Engine, Listener, ListenerTls, LogFormat};
+use pointsman_config::{Config, Discovery, Listener, ListenerTls, LogFormat};
 
 /// A sentence for each setting that needs a part which is not built yet, with its place in the file.
 /// `run` refuses to start while there is one; `check` prints them.
@@ -25,9 +25,6 @@ pub fn unbuilt(config: &Config) -> Vec<String> {
         missing.push(
             "admin.users: signing in is not built yet; without users the pages are read-only".to_owned(),
         );
-    }
-    if config.relay.engine == Engine::IoUring {
-        missing.push("relay.engine = \"io_uring\": not built yet; \"auto\" takes epoll".to_owned());
     }
     if config.log.format == LogFormat::Haproxy {
         missing.push("log.format = \"haproxy\": not built yet; there is \"text\" and \"json\"".to_owned());

@@ -93,7 +93,7 @@ impl<D: Driver> Core<D> {
             stopping: false,
             _entered: entered,
         };
-        core.driver.watch(Watched::Inbox, core.inbox.bell())?;
+        core.driver.watch(core.inbox.bell())?;
         Ok(core)
     }
 

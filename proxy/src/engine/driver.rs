@@ -113,8 +113,9 @@ pub(crate) trait Driver: Sized {
     /// Made by the thread that will use it. The error says what the kernel refuses.
     fn open() -> io::Result<Self>;
 
-    /// Tells whenever `fd` is readable, for as long as the driver lives. Level-triggered: what is not consumed is told again.
-    fn watch(&mut self, what: Watched, fd: Arc<OwnedFd>) -> io::Result<()>;
+    /// Tells whenever `fd` is readable, as [`Watched::Inbox`], for as long as the driver lives. Level-triggered: what is not consumed
+    /// is told again.
+    fn watch(&mut self, fd: Arc<OwnedFd>) -> io::Result<()>;
 
     /// Tells whenever there is something to accept from `socket`, level-triggered, as [`Watched::Listening`]. Several cores may listen on
     /// the same socket: it is enough to wake one of them. The driver must not keep the socket open: not its own descriptor, and

@@ -29,7 +29,7 @@ const READS: u8 = 8;
 /// Events that are taken from the kernel at once.
 const EVENTS: usize = 256;
 
-/// Tokens of watched descriptors have this index; a socket's index cannot be that high.
+/// Tokens of descriptors that are no connections have these indices; a connection's cannot be that high.
 const WATCHED: u32 = u32::MAX;
 const LISTENING: u32 = u32::MAX - 1;
 
@@ -37,7 +37,7 @@ const LISTENING: u32 = u32::MAX - 1;
 pub(crate) struct Epoll {
     epoll: OwnedFd,
     sockets: Slots<Socket>,
-    watched: Vec<(Watched, Arc<OwnedFd>)>,
+    inbox: Option<Arc<OwnedFd>>,
     events: Vec<epoll::Event>,
     /// The first event that was not looked at.
     cursor: usize,
@@ -129,8 +129,7 @@ impl Epoll {
         let data = event.data.u64();
         let key = Key { index: low(data), generation: low(data >> 32) };
         if key.index == WATCHED {
-            let (what, _) = self.watched.get(key.generation as usize)?;
-            return Some(Event::Watched(*what));
+            return Some(Event::Watched(Watched::Inbox));
         }
         if key.index == LISTENING {
             return Some(Event::Watched(Watched::Listening(key.generation)));
@@ -284,7 +283,7 @@ impl Driver for Epoll {
         Ok(Self {
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             sockets: Slots::default(),
-            watched: Vec::new(),
+            inbox: None,
             events: Vec::with_capacity(EVENTS),
             cursor: 0,
             current: None,
@@ -295,10 +294,9 @@ impl Driver for Epoll {
         })
     }
 
-    fn watch(&mut self, what: Watched, fd: Arc<OwnedFd>) -> io::Result<()> {
-        let key = Key { index: WATCHED, generation: u32::try_from(self.watched.len()).unwrap_or(u32::MAX) };
-        epoll::add(&self.epoll, &fd, token(key), EventFlags::IN)?;
-        self.watched.push((what, fd));
+    fn watch(&mut self, fd: Arc<OwnedFd>) -> io::Result<()> {
+        epoll::add(&self.epoll, &fd, token(Key { index: WATCHED, generation: 0 }), EventFlags::IN)?;
+        self.inbox = Some(fd);
         Ok(())
     }
 
@@ -465,4 +463,12 @@ impl Driver for Epoll {
     fn open_sockets(&self) -> usize {
         self.sockets.len()
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::conformance::conformance;
+
+    conformance!(usual, || Epoll::open().unwrap());
 }

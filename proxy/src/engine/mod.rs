@@ -13,6 +13,8 @@
 //! store, the admin interface, timers of the hold queues.
 
 mod accept;
+#[cfg(test)]
+mod conformance;
 mod core;
 mod driver;
 mod epoll;
@@ -23,6 +25,8 @@ mod relay;
 mod slots;
 mod splice;
 mod stream;
+mod sys;
+mod uring;
 mod walk;
 
 use std::io;
@@ -41,6 +45,7 @@ use self::inbox::{Inbox, Message};
 pub(crate) use self::local::{Task, resolve, timeout_at};
 pub(crate) use self::relay::{End, Relayed, Side};
 pub(crate) use self::stream::Stream;
+use self::uring::Uring;
 
 /// Why there is no relay engine.
 #[derive(Debug, thiserror::Error)]
@@ -77,12 +82,24 @@ pub struct CoreState {
 
 impl Engine {
     /// Starts the threads, as many as `relay` says, else one for each core. Within a tokio runtime: names are resolved there.
+    ///
+    /// Every core tries out what it needs of io_uring. If one of them may not have it (an old kernel, a container that forbids it)
+    /// all of them take epoll, and one line of the log says why.
     pub fn start(relay: &pointsman_config::Relay) -> Result<Self, EngineError> {
         let count = match relay.threads {
             Some(threads) => usize::from(threads.get()),
             None => std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
         };
-        Self::start_with::<Epoll>(count)
+        if relay.engine == pointsman_config::Engine::Epoll {
+            return Self::start_with::<Epoll>(count);
+        }
+        match Self::start_with::<Uring>(count) {
+            Err(EngineError(error)) => {
+                tracing::warn!("the relay engine uses epoll, because io_uring is not to be had: {error}");
+                Self::start_with::<Epoll>(count)
+            }
+            engine => engine,
+        }
     }
 
     fn start_with<D: Driver + 'static>(count: usize) -> Result<Self, EngineError> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pointsman_config::{
-    Balance, ClusterName, Fallback, Keepalive, ListenerName, ListenerTls, OnPromote, Refuse, Target,
+    Balance, ClusterName, Fallback, Keepalive, ListenerName, ListenerTls, OnPromote, Refuse, Relay, Target,
 };
 use pointsman_core::event::Event;
 use pointsman_core::route::{
@@ -51,7 +51,8 @@ impl Lab {
         change(&mut settings.listener);
         let (sender, events) = mpsc::channel(1024);
         let (routes, sessions, stats) = <(Arc<Routes>, Arc<Sessions>, Arc<ListenerStats>)>::default();
-        let engine = Engine::start(&pointsman_config::Relay { engine: pointsman_config::Engine::Auto, threads: Some(2.try_into().unwrap()) }).unwrap();
+        let relay = Relay { engine: super::BACKEND, threads: Some(2.try_into().unwrap()) };
+        let engine = Engine::start(&relay).unwrap();
         let context = Context {
             routes: routes.clone(),
             sessions: sessions.clone(),

@@ -1,7 +1,23 @@
-//! The listener from outside: real sockets on loopback, fake servers, routes published by hand.
+//! Sessions through a listener, with fake servers behind it: every test runs on both backends of the relay engine.
 
-mod bytes;
-mod holding;
-mod lab;
-mod life;
-mod starting;
+macro_rules! on {
+    ($name:ident, $backend:ident) => {
+        #[path = "."]
+        mod $name {
+            const BACKEND: pointsman_config::Engine = pointsman_config::Engine::$backend;
+            #[path = "bytes.rs"]
+            mod bytes;
+            #[path = "holding.rs"]
+            mod holding;
+            #[path = "lab.rs"]
+            mod lab;
+            #[path = "life.rs"]
+            mod life;
+            #[path = "starting.rs"]
+            mod starting;
+        }
+    };
+}
+
+on!(epoll, Epoll);
+on!(io_uring, IoUring);

@@ -1,0 +1,103 @@
+//! Whether this kernel does what the driver needs, tried out from the thread that will ask for it.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use super::{Completion, Operation, Payload, Ring};
+
+/// Each step is done at once, or something is wrong.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Receives twice with one multishot operation, sends from a buffer, cancels, closes. The error says what does not work.
+pub(super) fn probe(ring: &mut Ring) -> io::Result<()> {
+    let (ours, mut theirs) = UnixStream::pair()?;
+    ours.set_nonblocking(true)?;
+    theirs.set_read_timeout(Some(PATIENCE))?;
+    let index = ring.adopt(ours.into()).ok_or_else(|| failed("descriptors"))?;
+    ring.receive(index);
+    for word in [b"one", b"two"] {
+        theirs.write_all(word)?;
+        let buffer = receive_once(ring, word)?;
+        send_once(ring, index, buffer, &mut theirs, word)?;
+    }
+    ring.cancel(index, Operation::Receive);
+    match next(ring)? {
+        Some(Completion::Received { result, more: false, .. }) if result == -libc::ECANCELED => {}
+        other => return Err(unexpected("cancel", other)),
+    }
+    if !ring.dismiss(index) {
+        match next(ring)? {
+            Some(Completion::Closed(_)) => {}
+            other => return Err(unexpected("close", other)),
+        }
+    }
+    Ok(())
+}
+
+/// The next completion that comes in time.
+fn next(ring: &mut Ring) -> io::Result<Option<Completion>> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if let Some(completion) = ring.next() {
+            return Ok(Some(completion));
+        }
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(None);
+        }
+        ring.wait(Some(left)).map_err(|error| super::super::sys::ring::refused("io_uring_enter", &error))?;
+    }
+}
+
+fn receive_once(ring: &mut Ring, word: &[u8]) -> io::Result<u16> {
+    match next(ring)? {
+        Some(Completion::Received { result, buffer: Some(buffer), more: true, .. })
+            if u32::try_from(result).is_ok_and(|length| ring.bytes(buffer, length) == word) =>
+        {
+            Ok(buffer)
+        }
+        other => Err(unexpected("multishot receive", other)),
+    }
+}
+
+fn send_once(ring: &mut Ring, index: u32, buffer: u16, to: &mut UnixStream, word: &[u8]) -> io::Result<()> {
+    let length = u32::try_from(word.len()).unwrap_or(0);
+    if !ring.send_buffer(index, buffer, length) {
+        return Err(failed("send"));
+    }
+    match next(ring)? {
+        Some(Completion::Sent { result, payload: Payload::Buffer(buffer, _), .. })
+            if usize::try_from(result) == Ok(word.len()) =>
+        {
+            ring.give_back(buffer);
+        }
+        other => return Err(unexpected("send", other)),
+    }
+    let mut got = [0; 3];
+    to.read_exact(&mut got)?;
+    if got == *word { Ok(()) } else { Err(failed("send")) }
+}
+
+fn failed(step: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::Unsupported, format!("io_uring {step} does not work"))
+}
+
+/// What came instead of what was expected.
+fn unexpected(step: &str, completion: Option<Completion>) -> io::Error {
+    let result = match completion {
+        Some(
+            Completion::Received { result, .. }
+            | Completion::Sent { result, .. }
+            | Completion::Connected { result, .. }
+            | Completion::Polled { result, .. },
+        ) => result,
+        Some(Completion::NotCancelled { .. } | Completion::Watched(_) | Completion::Closed(_)) => 0,
+        None => return io::Error::new(io::ErrorKind::TimedOut, format!("io_uring {step}: no completion came")),
+    };
+    if result < 0 {
+        let error = io::Error::from_raw_os_error(-result);
+        return super::super::sys::ring::refused(&format!("io_uring {step}"), &error);
+    }
+    failed(step)
+}
