@@ -56,10 +56,10 @@ macro_rules! conformance {
 pub(super) use conformance;
 
 /// A little core: passes bytes on between pairs of sockets, keeps those of all others, and notes what happens.
-struct Core<D> {
-    driver: D,
+pub(super) struct Core<D> {
+    pub(super) driver: D,
     /// Where the bytes of a socket go.
-    pairs: HashMap<Key, Key>,
+    pub(super) pairs: HashMap<Key, Key>,
     /// What was received of sockets that are no part of a pair.
     got: HashMap<Key, Vec<u8>>,
     /// How much the kernel took for a socket.
@@ -72,7 +72,7 @@ struct Core<D> {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Note {
+pub(super) enum Note {
     Data,
     End,
     Broken(ErrorKind),
@@ -84,7 +84,7 @@ enum Note {
 }
 
 impl<D: Driver> Core<D> {
-    fn new(driver: D) -> Self {
+    pub(super) fn new(driver: D) -> Self {
         Self {
             driver,
             pairs: HashMap::new(),
@@ -99,21 +99,21 @@ impl<D: Driver> Core<D> {
     }
 
     /// A socket of the driver's, and its peer.
-    fn socket(&mut self) -> (Key, TcpStream) {
+    pub(super) fn socket(&mut self) -> (Key, TcpStream) {
         let (ours, peer) = tcp_pair();
         let key = self.driver.add(ours).unwrap();
         (key, peer)
     }
 
     /// Two sockets whose bytes go to each other, and their peers.
-    fn pair(&mut self) -> (TcpStream, TcpStream) {
+    pub(super) fn pair(&mut self) -> (TcpStream, TcpStream) {
         let ((a, left), (b, right)) = (self.socket(), self.socket());
         self.pairs.extend([(a, b), (b, a)]);
         (left, right)
     }
 
     /// One round.
-    fn step(&mut self, timeout: Duration) {
+    pub(super) fn step(&mut self, timeout: Duration) {
         self.driver.wait(Some(timeout)).unwrap();
         while let Some(event) = self.driver.next() {
             self.handle(event);
@@ -175,6 +175,13 @@ impl<D: Driver> Core<D> {
         }
     }
 
+    /// Knows nothing of a socket any more, as one that was closed.
+    pub(super) fn forget(&mut self, key: Key) {
+        self.paused.remove(&key);
+        self.ending.remove(&key);
+        self.notes.retain(|(of, _)| *of != key);
+    }
+
     fn note(&mut self, key: Key, note: Note) {
         let broken = self.notes.iter().any(|(of, note)| *of == key && matches!(note, Note::Broken(_)));
         assert!(!broken, "{note:?} of {key:?} after its end");
@@ -185,42 +192,47 @@ impl<D: Driver> Core<D> {
         *self.sent.entry(key).or_default() += bytes;
     }
 
-    fn sent(&self, key: Key) -> usize {
+    pub(super) fn sent(&self, key: Key) -> usize {
         self.sent.get(&key).copied().unwrap_or(0)
     }
 
-    fn got(&self, key: Key) -> &[u8] {
+    pub(super) fn got(&self, key: Key) -> &[u8] {
         self.got.get(&key).map_or(&[], Vec::as_slice)
     }
 
     /// What happened to a socket, sends and data left out.
-    fn notes(&self, key: Key) -> Vec<Note> {
-        let of_key = self.notes.iter().filter(|(of, note)| *of == key && !matches!(note, Note::Data | Note::Sent));
+    pub(super) fn notes(&self, key: Key) -> Vec<Note> {
+        let of_key =
+            self.notes.iter().filter(|(of, note)| *of == key && !matches!(note, Note::Data | Note::Sent));
         of_key.map(|(_, note)| *note).collect()
     }
 
     /// Goes on until it is so.
-    fn until(&mut self, what: &str, mut is_so: impl FnMut(&mut Self) -> bool) {
+    pub(super) fn until(&mut self, what: &str, mut is_so: impl FnMut(&mut Self) -> bool) {
         let end = Instant::now() + PATIENCE;
         while !is_so(self) {
-            assert!(Instant::now() < end, "waited in vain: {what}; {:?}", self.notes.iter().rev().take(20).collect::<Vec<_>>());
+            assert!(
+                Instant::now() < end,
+                "waited in vain: {what}; {:?}",
+                self.notes.iter().rev().take(20).collect::<Vec<_>>()
+            );
             self.step(Duration::from_millis(10));
         }
     }
 
     /// Goes on for a while in which nothing of interest is to happen.
-    fn for_a_while(&mut self) {
+    pub(super) fn for_a_while(&mut self) {
         let end = Instant::now() + STILL;
         while Instant::now() < end {
             self.step(Duration::from_millis(10));
         }
     }
 
-    fn until_note(&mut self, key: Key, note: Note) {
+    pub(super) fn until_note(&mut self, key: Key, note: Note) {
         self.until(&format!("{note:?}"), |core| core.notes(key).contains(&note));
     }
 
-    fn quieten(&mut self, key: Key) {
+    pub(super) fn quieten(&mut self, key: Key) {
         self.driver.receive(key, false);
         self.until_note(key, Note::Quiet);
         self.notes.retain(|(of, note)| *of != key || *note != Note::Quiet);
@@ -228,7 +240,7 @@ impl<D: Driver> Core<D> {
 }
 
 /// A connected socket for a driver, and its peer (which blocks, with a deadline).
-fn tcp_pair() -> (OwnedFd, TcpStream) {
+pub(super) fn tcp_pair() -> (OwnedFd, TcpStream) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let (ours, _) = listener.accept().unwrap();
@@ -240,32 +252,32 @@ fn tcp_pair() -> (OwnedFd, TcpStream) {
     (ours.into(), peer)
 }
 
-fn reset(peer: TcpStream) {
+pub(super) fn reset(peer: TcpStream) {
     SockRef::from(&peer).set_linger(Some(Duration::ZERO)).unwrap();
     drop(peer);
 }
 
 /// Numbers that look random and are always the same.
-struct Dice(u64);
+pub(super) struct Dice(pub(super) u64);
 
 impl Dice {
-    fn next(&mut self) -> u64 {
+    pub(super) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         self.0 >> 33
     }
 
     /// From 1 to `most`.
-    fn size(&mut self, most: usize) -> usize {
+    pub(super) fn size(&mut self, most: usize) -> usize {
         usize::try_from(self.next()).unwrap() % most + 1
     }
 
-    fn bytes(&mut self, count: usize) -> Vec<u8> {
+    pub(super) fn bytes(&mut self, count: usize) -> Vec<u8> {
         (0..count).map(|_| self.next().to_le_bytes()[0]).collect()
     }
 }
 
 /// Writes in pieces of random sizes, then sends a FIN.
-fn writer(mut peer: TcpStream, bytes: Vec<u8>, mut dice: Dice) -> JoinHandle<()> {
+pub(super) fn writer(mut peer: TcpStream, bytes: Vec<u8>, mut dice: Dice) -> JoinHandle<()> {
     thread::spawn(move || {
         let mut rest = bytes.as_slice();
         while !rest.is_empty() {
@@ -282,7 +294,7 @@ fn writer(mut peer: TcpStream, bytes: Vec<u8>, mut dice: Dice) -> JoinHandle<()>
 }
 
 /// Reads to the end, now and then slowly.
-fn reader(mut peer: TcpStream, mut dice: Dice) -> JoinHandle<Vec<u8>> {
+pub(super) fn reader(mut peer: TcpStream, mut dice: Dice) -> JoinHandle<Vec<u8>> {
     thread::spawn(move || {
         let (mut all, mut buffer) = (Vec::new(), vec![0; 100_000]);
         loop {
@@ -299,7 +311,7 @@ fn reader(mut peer: TcpStream, mut dice: Dice) -> JoinHandle<Vec<u8>> {
 }
 
 /// Writes as much as goes without waiting.
-fn stuff(peer: &TcpStream) -> usize {
+pub(super) fn stuff(peer: &TcpStream) -> usize {
     peer.set_nonblocking(true).unwrap();
     let (mut total, block) = (0, [7; 16 * 1024]);
     while let Ok(count) = (&mut &*peer).write(&block) {
@@ -310,7 +322,7 @@ fn stuff(peer: &TcpStream) -> usize {
 }
 
 /// Reads what is there without waiting.
-fn slurp(peer: &TcpStream) -> usize {
+pub(super) fn slurp(peer: &TcpStream) -> usize {
     peer.set_nonblocking(true).unwrap();
     let (mut total, mut buffer) = (0, vec![0; 256 * 1024]);
     while let Ok(count @ 1..) = (&mut &*peer).read(&mut buffer) {
@@ -421,22 +433,25 @@ pub(super) fn an_end_can_be_answered<D: Driver>(open: impl Fn() -> D) {
 pub(super) fn stalled_readers_stop_their_senders_and_nobody_else<D: Driver>(open: impl Fn() -> D) {
     const STALLED: usize = 300;
     let mut core = Core::new(open());
-    let stalled: Vec<_> = (0..STALLED)
-        .map(|_| {
-            let (from, to) = core.pair();
-            // The kernel's own buffers are kept small, or it takes long to fill them.
-            SockRef::from(&from).set_send_buffer_size(16 * 1024).unwrap();
-            SockRef::from(&to).set_recv_buffer_size(16 * 1024).unwrap();
-            (from, to)
-        })
-        .collect();
-    let mut last = Instant::now();
+    let stalled: Vec<_> = (0..STALLED).map(|_| core.pair()).collect();
+    // The kernel's own buffers are kept small, or it takes long to fill them.
+    for fd in core.pairs.keys().filter_map(|key| core.driver.fd(*key)) {
+        SockRef::from(&fd).set_send_buffer_size(16 * 1024).unwrap();
+        SockRef::from(&fd).set_recv_buffer_size(64 * 1024).unwrap();
+    }
+    for socket in stalled.iter().flat_map(|(from, to)| [from, to]) {
+        SockRef::from(socket).set_send_buffer_size(16 * 1024).unwrap();
+        SockRef::from(socket).set_recv_buffer_size(16 * 1024).unwrap();
+    }
+    let (mut last, mut taken) = (Instant::now(), 0);
     core.until("no sender can go on", |_| {
-        if stalled.iter().map(|(from, _)| stuff(from)).sum::<usize>() > 0 {
-            last = Instant::now();
+        let now = stalled.iter().map(|(from, _)| stuff(from)).sum::<usize>();
+        if now > 0 {
+            (last, taken) = (Instant::now(), taken + now);
         }
         last.elapsed() > STILL
     });
+    assert!(taken < STALLED * 512 * 1024, "{taken} bytes were taken for nobody");
     // All of them are stuck; these are not.
     let (left, right) = core.pair();
     let bytes = Dice(5).bytes(2_000_000);

@@ -119,7 +119,9 @@ impl Uring {
 
     fn completed(&mut self, completion: Completion) -> Option<Event> {
         match completion {
-            Completion::Received { index, result, buffer, more } => self.received(index, result, buffer, more),
+            Completion::Received { index, result, buffer, more } => {
+                self.received(index, result, buffer, more)
+            }
             Completion::Sent { index, result, payload } => self.sent(index, result, payload),
             Completion::Connected { index, result } => self.connected(index, result),
             Completion::Polled { index, operation, result } => self.polled(index, operation, result),

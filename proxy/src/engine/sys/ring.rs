@@ -74,14 +74,33 @@ pub(crate) enum Payload {
 #[derive(Debug)]
 pub(crate) enum Completion {
     /// A receive brought bytes in a buffer, or ended (0: a FIN). `more`: the receive goes on.
-    Received { index: u32, result: i32, buffer: Option<u16>, more: bool },
+    Received {
+        index: u32,
+        result: i32,
+        buffer: Option<u16>,
+        more: bool,
+    },
     /// A send took so many bytes.
-    Sent { index: u32, result: i32, payload: Payload },
-    Connected { index: u32, result: i32 },
+    Sent {
+        index: u32,
+        result: i32,
+        payload: Payload,
+    },
+    Connected {
+        index: u32,
+        result: i32,
+    },
     /// A poll; the result is a mask of `libc::POLL*`.
-    Polled { index: u32, operation: Operation, result: i32 },
+    Polled {
+        index: u32,
+        operation: Operation,
+        result: i32,
+    },
     /// [`Ring::cancel`] found nothing to cancel: the operation is done, or on its way between two states.
-    NotCancelled { index: u32, operation: Operation },
+    NotCancelled {
+        index: u32,
+        operation: Operation,
+    },
     /// The watched descriptor of this number can be read. To be watched again.
     Watched(u8),
     /// A dismissed descriptor has been closed; its index may be given out again.
@@ -143,13 +162,8 @@ impl Ring {
         }
         let buffers =
             Buffers::map(size.buffers, size.buffer_size).map_err(|error| refused("mmap", &error))?;
-        let owned = Owned {
-            ring,
-            buffers,
-            sending: Vec::new(),
-            connecting: HashMap::new(),
-            watched: [None, None],
-        };
+        let owned =
+            Owned { ring, buffers, sending: Vec::new(), connecting: HashMap::new(), watched: [None, None] };
         let mut ring = Self {
             owned: ManuallyDrop::new(owned),
             free_sending: Vec::new(),
@@ -254,8 +268,11 @@ impl Ring {
 
     /// Sends bytes, as far as the socket takes them at once. If it cannot be begun they come back.
     pub(crate) fn send_owned(&mut self, index: u32, waiting: Box<Waiting>) -> Result<(), Box<Waiting>> {
-        let number = self.free_sending.last().copied().or_else(|| u32::try_from(self.owned.sending.len()).ok());
-        let Some(number) = number.filter(|number| *number <= Tag::LARGEST_NUMBER) else { return Err(waiting) };
+        let number =
+            self.free_sending.last().copied().or_else(|| u32::try_from(self.owned.sending.len()).ok());
+        let Some(number) = number.filter(|number| *number <= Tag::LARGEST_NUMBER) else {
+            return Err(waiting);
+        };
         let Some(fd) = self.begin(index, Operation::Send) else { return Err(waiting) };
         let rest = waiting.rest();
         let (start, length) = (rest.as_ptr(), u32::try_from(rest.len()).unwrap_or(u32::MAX));
@@ -293,10 +310,7 @@ impl Ring {
         descriptor.cancels += 1;
         // By the operation's own number: to look for a descriptor the kernel would walk through all that is in flight.
         let target = Tag::of(index, operation);
-        self.push(
-            opcode::AsyncCancel::new(target.user_data()).build(),
-            Tag::cancel(index, operation),
-        );
+        self.push(opcode::AsyncCancel::new(target.user_data()).build(), Tag::cancel(index, operation));
     }
 
     /// Closes a descriptor after whatever is in flight has been cancelled. True if it is closed already; otherwise

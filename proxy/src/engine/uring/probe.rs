@@ -93,7 +93,9 @@ fn unexpected(step: &str, completion: Option<Completion>) -> io::Error {
             | Completion::Polled { result, .. },
         ) => result,
         Some(Completion::NotCancelled { .. } | Completion::Watched(_) | Completion::Closed(_)) => 0,
-        None => return io::Error::new(io::ErrorKind::TimedOut, format!("io_uring {step}: no completion came")),
+        None => {
+            return io::Error::new(io::ErrorKind::TimedOut, format!("io_uring {step}: no completion came"));
+        }
     };
     if result < 0 {
         let error = io::Error::from_raw_os_error(-result);

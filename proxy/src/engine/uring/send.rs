@@ -1,6 +1,8 @@
 //! The sending half of a socket.
 
-use super::{Event, FULL, Key, LARGEST_SPARE, Operation, Payload, Receiving, SPARES, Sending, Sent, Uring, Waiting};
+use super::{
+    Event, FULL, Key, LARGEST_SPARE, Operation, Payload, Receiving, SPARES, Sending, Sent, Uring, Waiting,
+};
 use crate::engine::driver::Chunk;
 
 impl Uring {
@@ -10,7 +12,8 @@ impl Uring {
             self.ring.give_back(chunk.buffer);
             return Sent::default();
         };
-        if socket.sending == Sending::Idle && socket.queued == 0 && socket.receiving != Receiving::Connecting {
+        if socket.sending == Sending::Idle && socket.queued == 0 && socket.receiving != Receiving::Connecting
+        {
             socket.queued = chunk.length;
             socket.staged = Some(chunk);
             socket.sending = Sending::Ready;

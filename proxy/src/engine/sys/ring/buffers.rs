@@ -178,7 +178,9 @@ impl Buffers {
             Some(Owner::Caller | Owner::Send(_)) if length as usize <= self.size => {
                 // SAFETY: inside the mapping, initialised (mapped as zeros), and nobody writes to it: the kernel has not been given it, and
                 // `append` and `give` need `&mut self`, which cannot be had while the slice lives.
-                unsafe { std::slice::from_raw_parts(self.start(usize::from(buffer)).as_ptr(), length as usize) }
+                unsafe {
+                    std::slice::from_raw_parts(self.start(usize::from(buffer)).as_ptr(), length as usize)
+                }
             }
             Some(_) | None => &[],
         }
@@ -186,7 +188,8 @@ impl Buffers {
 
     /// Copies the first `length` bytes of `from` behind the first `used` bytes of `to`. False if they do not fit, or are not the caller's.
     pub(super) fn append(&mut self, to: u16, used: u32, from: u16, length: u32) -> bool {
-        let ours = self.owner(to) == Some(Owner::Caller) && self.owner(from) == Some(Owner::Caller) && to != from;
+        let ours =
+            self.owner(to) == Some(Owner::Caller) && self.owner(from) == Some(Owner::Caller) && to != from;
         let (used, length) = (used as usize, length as usize);
         if !ours || length > self.size || used > self.size - length {
             return false;

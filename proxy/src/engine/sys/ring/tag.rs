@@ -19,15 +19,8 @@ pub(crate) enum Operation {
 }
 
 impl Operation {
-    pub(super) const ALL: [Self; 7] = [
-        Self::Receive,
-        Self::Send,
-        Self::Connect,
-        Self::Hangup,
-        Self::Room,
-        Self::Readable,
-        Self::Writable,
-    ];
+    pub(super) const ALL: [Self; 7] =
+        [Self::Receive, Self::Send, Self::Connect, Self::Hangup, Self::Room, Self::Readable, Self::Writable];
 
     pub(super) fn bit(self) -> u8 {
         1 << self as u8
@@ -159,7 +152,10 @@ mod tests {
         for index in [0, 1, 77, u32::MAX] {
             for operation in Operation::ALL {
                 let tag = Tag::of(index, operation);
-                assert_eq!((tag.what(), tag.index(), tag.buffer()), (Some(What::Operation(operation)), index, None));
+                assert_eq!(
+                    (tag.what(), tag.index(), tag.buffer()),
+                    (Some(What::Operation(operation)), index, None)
+                );
                 let tag = Tag::cancel(index, operation);
                 assert_eq!((tag.what(), tag.index()), (Some(What::Cancel(operation)), index));
             }
