@@ -290,8 +290,11 @@ impl Driver for Uring {
         }
         loop {
             let completion = self.ring.next()?;
-            if let Some(event) = self.completed(completion).or_else(|| self.ready.pop_front()) {
+            if let Some(event) = self.completed(completion) {
                 return Some(event);
+            }
+            if !self.ready.is_empty() {
+                return self.next();
             }
         }
     }

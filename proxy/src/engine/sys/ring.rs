@@ -233,11 +233,13 @@ impl Ring {
         true
     }
 
-    /// Waits for an event on a socket, once. The kernel adds `POLLERR` and `POLLHUP`.
+    /// Waits for an event on a socket, once; for a hang-up again and again: the kernel adds not only `POLLERR` and `POLLHUP` to every poll but
+    /// `POLLRDHUP`, too, so that after a FIN a single poll would be over before the RST comes.
     pub(crate) fn poll(&mut self, index: u32, operation: Operation) -> bool {
         let Some(events) = operation.poll_events() else { return false };
         let Some(fd) = self.begin(index, operation) else { return false };
-        self.push(opcode::PollAdd::new(fd, events).build(), Tag::of(index, operation));
+        let entry = opcode::PollAdd::new(fd, events).multi(operation == Operation::Hangup).build();
+        self.push(entry, Tag::of(index, operation));
         true
     }
 

@@ -174,7 +174,8 @@ impl Uring {
             return None;
         }
         if result & i32::from(libc::POLLERR) == 0 {
-            // After a FIN in each direction there is nothing to reset any more.
+            // A FIN: that is told by the receive. The poll goes on, unless the kernel has ended it.
+            self.watch_for_hangup(index);
             return None;
         }
         let errno = match self.ring.fd(index).map(sockopt::socket_error) {
