@@ -14,7 +14,7 @@
 use std::time::Duration;
 
 use crate::time::Moment;
-use crate::view::{MemberName, Replication, Timeline};
+use crate::view::{MemberName, MemberState, Replication, Timeline};
 
 use super::Topology;
 use super::lag::Lag;
@@ -128,9 +128,11 @@ impl Topology {
     /// Remembers who follows the leader at this moment.
     pub(super) fn note_followers(&mut self, now: Moment) {
         let following = |(name, member): (&MemberName, &Member)| {
-            let follows =
-                member.present() && member.is_replica() && self.not_following(member, now).is_none();
-            (follows && !self.is_leader(name)).then(|| name.clone())
+            // Of a server that starts it is not known whether it streams.
+            let replica =
+                member.present() && member.is_replica() && member.view.state == MemberState::Running;
+            let follows = replica && !self.is_leader(name) && self.not_following(member, now).is_none();
+            follows.then(|| name.clone())
         };
         let following: Vec<MemberName> = self.members.iter().filter_map(following).collect();
         for name in following {

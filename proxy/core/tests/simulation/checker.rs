@@ -267,13 +267,12 @@ impl Checker {
                 }
                 Effect::Note(note) => {
                     self.store_lost |= matches!(note.what, What::StoreLost { .. });
-                    match note.what {
-                        What::PrimaryConfirmed { .. } => (self.pending, self.unrest) = (false, now),
-                        What::LeaderNamed | What::PrimaryDoubted { .. } | What::PrimaryDemoted => {
-                            (self.pending, self.unrest) = (true, now);
-                        }
-                        What::StoreBack { .. } => self.unrest = now,
-                        _ => {}
+                    let named = matches!(note.what, What::LeaderNamed);
+                    let doubted = matches!(note.what, What::PrimaryDoubted { .. } | What::PrimaryDemoted);
+                    let confirmed = matches!(note.what, What::PrimaryConfirmed { .. });
+                    self.pending = (self.pending || named || doubted) && !confirmed;
+                    if named || doubted || confirmed || matches!(note.what, What::StoreBack { .. }) {
+                        self.unrest = now;
                     }
                     if matches!(note.what, What::StoreBack { .. }) {
                         self.back_at = Some(now);

@@ -2,7 +2,9 @@
 
 use super::bench::{Bench, name, says, writable};
 use crate::event::DialOutcome;
-use crate::view::{Lsn, MemberRole, MemberView, Replication, Revision, Tags, Timeline, TimelineSwitch};
+use crate::view::{
+    Lsn, MemberRole, MemberState, MemberView, Replication, Revision, Tags, Timeline, TimelineSwitch,
+};
 use pointsman_config::{Bytes, Fallback};
 
 fn not_streaming(view: &mut MemberView) {
@@ -69,7 +71,8 @@ fn a_second_key_in_a_row_neither_shortens_nor_lengthens_that() {
     let mut bench = Bench::steady();
     for replay in 0..10 {
         bench.member("n2", |view| {
-            (view.replication, view.replay) = (Replication::NotStreaming, Some(Lsn(replay)))
+            not_streaming(view);
+            view.replay = Some(Lsn(replay));
         });
         bench.expect("replicas", &["n2", "n3"]).after(1_290);
     }
@@ -83,6 +86,22 @@ fn who_never_streamed_is_not_waited_for() {
     let mut newcomer = bench.store.members[&name("n3")].clone();
     (newcomer.name, newcomer.replication) = (name("n4"), Replication::NotStreaming);
     bench.put(newcomer).expect("replicas", &["n3"]).after(5_000).expect("replicas", &["n3"]);
+}
+
+#[test]
+fn nor_is_who_comes_back_from_a_restart() {
+    let mut bench = Bench::steady();
+    bench.member("n2", |view| view.replication = Replication::Unknown).role(
+        "n2",
+        MemberRole::Replica,
+        "starting",
+    );
+    bench.after(20_000).expect("replicas", &["n3"]);
+    bench.member("n2", |view| {
+        not_streaming(view);
+        view.state = MemberState::Running;
+    });
+    bench.expect("replicas", &["n3"]).member("n2", streaming).expect("replicas", &["n2", "n3"]);
 }
 
 #[test]
