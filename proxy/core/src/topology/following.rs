@@ -158,7 +158,7 @@ impl Topology {
             member.followed_at = member.followed_at.filter(|_| !behind).map(|at| now.min(at + away));
         }
         if let Some(Unrest { until: Some(until), .. }) = &mut self.unrest {
-            *until += away;
+            *until = (*until + away).min(now + GRACE); // it may have begun while the store was silent
         }
     }
 

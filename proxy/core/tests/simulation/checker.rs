@@ -189,6 +189,9 @@ impl Checker {
     /// other name in the leader key means nothing.
     pub(crate) fn saw_view(&mut self, view: &ClusterView, remembered: &BTreeSet<MemberName>, now: Moment) {
         self.remember_lead(now);
+        if !self.key_present {
+            self.unrest = now;
+        }
         self.store_lost = false;
         self.paused = view.settings.paused;
         self.standby_cluster = view.settings.standby_cluster;

@@ -1,7 +1,7 @@
 //! "Without the store": static stability, the members' own word, staleness.
 
 use super::bench::{Bench, Word, claim, in_recovery, writable};
-use crate::event::{AskError, Event, Status, What};
+use crate::event::{AskError, DialOutcome, Event, Status, What};
 use crate::route::RevokeReason;
 use crate::view::{MemberView, Replication};
 use pointsman_config::StalePrimary;
@@ -246,4 +246,12 @@ fn who_lets_go_of_a_leader_that_the_members_named_has_30_s_from_its_key() {
     bench.store_heard = true;
     bench.leader("n1").member("n2", not_streaming).member("n3", not_streaming).after(29_000);
     bench.expect_primary("n1").expect("replicas", &["n2", "n3"]).after(1_100).expect("replicas", &["n1"]);
+}
+
+#[test]
+fn unrest_while_the_store_was_silent_excuses_for_30_s_at_most_when_it_is_back() {
+    let mut bench = Bench::steady();
+    bench.lose_store().after(600_000).dial("n1", DialOutcome::Refused).after(600_000).expect_primary("n1");
+    bench.regain_store().after(2_000).member("n2", not_streaming).after(27_900);
+    bench.expect("replicas", &["n2", "n3"]).after(200).expect("replicas", &["n3"]);
 }
