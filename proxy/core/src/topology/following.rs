@@ -142,7 +142,7 @@ impl Topology {
         }
     }
 
-    /// A leader has been named, or took its key anew: its replicas have some time to turn to it.
+    /// A new leader has been named: its replicas have some time to turn to it.
     pub(super) fn unrest_ends(&mut self, now: Moment) {
         let since = self.unrest.filter(|unrest| unrest.lasts(now)).map_or(now, |unrest| unrest.since);
         self.unrest = Some(Unrest { since, unled: false, until: Some(now + GRACE) });

@@ -258,9 +258,7 @@ impl Topology {
             Some(owner) if owner.member == key.member && (owner.by_members || led) => {
                 // It led before the store could say so: nothing jumps.
                 owner.by_members = false;
-                if std::mem::replace(&mut owner.key_revision, key.revision) != key.revision {
-                    self.unrest_ends(now); // its replicas may have found no key, and let go of it
-                }
+                owner.key_revision = key.revision;
             }
             Some(owner) if owner.member == key.member && owner.key_revision == key.revision => {}
             Some(owner) if owner.member == key.member => {

@@ -60,9 +60,9 @@ fn a_replica_is_not_dropped_for_what_one_look_saw() {
     let mut bench = Bench::steady();
     bench.after(2_500).member("n2", not_streaming).member("n3", not_streaming);
     bench.after(10_000).expect("replicas", &["n2", "n3"]);
-    bench.member("n2", streaming).after(2_900).expect("replicas", &["n2", "n3"]);
-    bench.after(200).expect("replicas", &["n2"]);
-    bench.member("n3", streaming).expect("replicas", &["n2", "n3"]);
+    bench.member("n3", streaming).after(2_900).expect("replicas", &["n2", "n3"]);
+    bench.after(200).expect("replicas", &["n3"]);
+    bench.member("n2", streaming).expect("replicas", &["n2", "n3"]);
 }
 
 /// It is the time that counts, not how often the key is written: Patroni looks again at once when a key changes.

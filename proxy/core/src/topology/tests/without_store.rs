@@ -236,6 +236,8 @@ fn who_was_left_behind_while_the_store_was_silent_is_not_excused_when_it_is_back
     bench.lose_store().word("n2", replicates(Replication::NotStreaming)).after(60_000);
     bench.expect("replicas", &["n3"]).regain_store().expect("replicas", &["n3"]);
     bench.leader("n1").after(100).expect_primary("n1").expect("replicas", &["n3"]);
+    // A newer key outweighs its word.
+    bench.member("n2", |view| view.replication = Replication::Streaming).expect("replicas", &["n2", "n3"]);
 }
 
 #[test]
