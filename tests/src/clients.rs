@@ -5,10 +5,11 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
@@ -19,6 +20,9 @@ use crate::wait;
 
 /// How long one connection may take: longer than a fail-over with Patroni's shortest ttl.
 const ATTEMPT_DEADLINE: Duration = Duration::from_secs(70);
+
+/// Who is served at once is done by then, even on a busy machine; who takes longer has been waiting.
+const SERVED_WITHIN: Duration = Duration::from_secs(1);
 
 type Record = Arc<Mutex<Vec<Attempt>>>;
 
@@ -86,11 +90,13 @@ async fn attempt(address: SocketAddr, record: Record) {
 pub struct Served(pub Vec<Attempt>);
 
 impl Served {
-    /// An error when any of them failed, except those that were open at `broken`: their server may have died under them.
-    pub fn check_none_failed(&self, broken: Option<Instant>) -> Result<()> {
+    /// An error when any of them failed, except those that were open while something was being `broken`: their server
+    /// may have died under them.
+    pub fn check_none_failed(&self, broken: Option<&RangeInclusive<Instant>>) -> Result<()> {
         let mut errors = BTreeMap::<&str, usize>::new();
         for one in &self.0 {
-            let lost_with_it = broken.is_some_and(|at| one.begun <= at && one.ended >= at);
+            let lost_with_it =
+                broken.is_some_and(|broken| one.begun <= *broken.end() && one.ended >= *broken.start());
             if let (Err(error), false) = (&one.outcome, lost_with_it) {
                 *errors.entry(error).or_default() += 1;
             }
@@ -98,6 +104,22 @@ impl Served {
         ensure!(!self.0.is_empty(), "nobody connected");
         ensure!(errors.is_empty(), "of {} connections failed: {errors:?}", self.0.len());
         Ok(())
+    }
+
+    /// As [`Served::check_none_failed`], when nobody knows the moment at which the server ended its sessions: there must
+    /// be one moment at which all that failed were open, and just being served, not waiting.
+    pub fn check_lost_at_one_stroke(&self) -> Result<()> {
+        let failed = || self.0.iter().filter(|one| one.outcome.is_err());
+        let last_begun = failed().map(|one| one.begun).max();
+        let first_ended = failed().map(|one| one.ended).min();
+        let at_one_stroke =
+            last_begun <= first_ended && failed().all(|one| one.ended - one.begun < SERVED_WITHIN);
+        if at_one_stroke {
+            ensure!(!self.0.is_empty(), "nobody connected");
+            return Ok(());
+        }
+        self.check_none_failed(None)
+            .with_context(|| format!("{} were not lost at one stroke", failed().count()))
     }
 
     /// An error when any of them reached a server in the other role.
@@ -133,5 +155,51 @@ impl Served {
 
     fn reached(&self) -> impl Iterator<Item = (&Attempt, &Reached)> {
         self.0.iter().filter_map(|one| Some((one, one.outcome.as_ref().ok()?)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// (begun, ended, served), in ms.
+    fn served(attempts: &[(u64, u64, bool)]) -> Served {
+        let start = Instant::now();
+        let attempt = |&(begun, ended, served): &(u64, u64, bool)| Attempt {
+            begun: start + Duration::from_millis(begun),
+            ended: start + Duration::from_millis(ended),
+            outcome: if served {
+                Ok(Reached { in_recovery: false, server: SocketAddr::from(([127, 0, 0, 1], 5432)) })
+            } else {
+                Err("lost".to_owned())
+            },
+        };
+        Served(attempts.iter().map(attempt).collect())
+    }
+
+    #[test]
+    fn one_stroke_ends_those_that_were_open_at_one_moment() {
+        assert!(served(&[(0, 10, true), (100, 110, true)]).check_lost_at_one_stroke().is_ok());
+        assert!(
+            served(&[(0, 110, false), (100, 110, false), (200, 210, true)])
+                .check_lost_at_one_stroke()
+                .is_ok()
+        );
+        // Refused one after the other.
+        assert!(served(&[(0, 10, false), (100, 110, false)]).check_lost_at_one_stroke().is_err());
+        // Waited, and was turned away.
+        assert!(served(&[(0, 2_000, false)]).check_lost_at_one_stroke().is_err());
+        assert!(served(&[]).check_lost_at_one_stroke().is_err());
+    }
+
+    #[test]
+    fn who_came_before_it_was_broken_may_be_lost_with_it() {
+        let all = served(&[(0, 50, false), (60, 80, false), (100, 110, true)]);
+        let start = all.0[0].begun;
+        let broken = |from, to| start + Duration::from_millis(from)..=start + Duration::from_millis(to);
+        assert!(all.check_none_failed(Some(&broken(40, 70))).is_ok());
+        assert!(all.check_none_failed(Some(&broken(40, 50))).is_err());
+        assert!(all.check_none_failed(Some(&broken(55, 70))).is_err());
+        assert!(all.check_none_failed(None).is_err());
     }
 }

@@ -11,6 +11,7 @@
 
 mod asking;
 mod describe;
+mod following;
 mod lag;
 mod member;
 mod primary;
@@ -32,10 +33,10 @@ use crate::route::{GrantRole, RevokeReason, RouteTable};
 use crate::time::{Moment, Now};
 use crate::view::{ClusterSettings, ClusterView, Complaint, MemberName, MemberView, Revision, SyncView};
 
+use self::following::Unrest;
 use self::lag::Optimes;
 use self::member::{HealthChange, Member};
 use self::primary::{Announced, Owner};
-use self::replicas::Unrest;
 use self::terms::Terms;
 
 /// A store without any sign of life for so long is taken for lost, whatever its source says.
@@ -170,7 +171,8 @@ impl Topology {
         let claims = || self.members.values().filter_map(Member::claim_ends);
         let weighed = self.store.lost() || self.view.as_ref().is_some_and(|view| view.leader.is_none());
         [
-            self.grace_timeout(now.mono),
+            self.excuse_ends(now.mono),
+            self.sync_grace_ends(),
             self.announcement_timeout(now),
             self.stale_at().filter(|_| self.store.lost()),
             self.return_ends(),
@@ -215,6 +217,7 @@ impl Topology {
 
     fn take_view(&mut self, view: ClusterView, now: Now) {
         self.take_condition(StoreCondition::Alive, now.mono);
+        self.note_followers(now.mono); // until now, by what was known
         self.store.views += 1;
         self.take_complaints(&view, now.mono);
         if view.revision < self.revision() {
@@ -309,6 +312,7 @@ impl Topology {
         {
             member.lag.read(replay, view.revision, &self.optimes, now);
         }
+        member.told_at = now;
         let before = std::mem::replace(&mut member.view, view.clone());
         let moved = before.addresses != view.addresses;
         if moved {
@@ -356,8 +360,10 @@ impl Topology {
         match condition {
             StoreCondition::Alive => {
                 self.store.last_alive = Some(now);
-                if let Some((since, _)) = self.store.lost.take() {
+                if let Some(since) = self.store.lost_since() {
                     self.touched = true;
+                    self.resume_excuses(now.since(since), now);
+                    self.store.lost = None;
                     self.store.back_at = Some(now);
                     // Only who led when it fell silent, or was followed meanwhile, may go on without a key.
                     let had_key = self.view.as_ref().is_some_and(|view| view.leader.is_some());
@@ -384,11 +390,13 @@ impl Topology {
     }
 
     fn take_answer(&mut self, answer: &Answer, now: Moment) {
+        let word = self.members.get(&answer.member).and_then(|member| self.own_word(member, now));
         let Some(member) = self.members.get_mut(&answer.member) else { return };
         let claimed = member.last_status().is_some_and(Status::writable);
         member.take_answer(answer);
         let claims = member.last_status().is_some_and(Status::writable);
-        self.touched |= claims || claimed;
+        let word_after = self.members.get(&answer.member).and_then(|member| self.own_word(member, now));
+        self.touched |= claims || claimed || word_after != word;
         if self.owner.as_ref().is_some_and(|owner| owner.member == answer.member) {
             self.owner_answered(answer, now);
         } else if claims && !claimed && !self.store.lost() {

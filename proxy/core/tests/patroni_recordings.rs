@@ -35,7 +35,7 @@ fn every_recorded_state_is_understood() {
         assert!(view.optime.is_some() && view.system_id.is_some(), "{name}");
         seen += 1;
     }
-    assert_eq!(seen, 8);
+    assert_eq!(seen, 9);
 }
 
 #[test]

@@ -159,6 +159,22 @@ fn a_store_that_is_down_takes_nothing_away() {
 }
 
 #[test]
+fn a_store_that_comes_back_without_keys_moves_nobody() {
+    // It hung for longer than the ttl. The replicas find no leader key, let go of their primary, which goes on in failsafe
+    // mode, and write into their keys that they do not stream: n2 after 323 ms, n3 after 4 s.
+    for unseen in [1, 30, 100, 200] {
+        let mut player = Player::on("dcs-back-failsafe-on");
+        player.writable("n1", 0, None);
+        let story = player.play_return("dcs-back-failsafe-on", 25_000, unseen);
+        assert!(story.end > 28_000);
+        let reads = story.all("replicas", 0);
+        assert!(reads.iter().eq(["n2,n3"]), "the first read was after {unseen} ms: {reads:?}");
+        assert_eq!(story.at("primary", story.end), "n1");
+        assert_eq!(story.revoked, []);
+    }
+}
+
+#[test]
 fn a_cluster_whose_primary_was_killed_in_a_pause_has_none() {
     let mut player = Player::on("pause-postgres-killed");
     let story: Played = player.wait(20_000);

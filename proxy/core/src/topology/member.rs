@@ -173,6 +173,8 @@ pub(super) struct Member {
     seen: Option<Seen>,
     /// When it last followed the leader: streaming, on the leader's timeline.
     pub(super) followed_at: Option<Moment>,
+    /// When its key last said something new.
+    pub(super) told_at: Moment,
     /// Lag readings.
     pub(super) lag: Lag,
     /// Why it was not used for reads when the last table was made (for notes).
@@ -192,6 +194,7 @@ impl Member {
             status: None,
             seen: None,
             followed_at: None,
+            told_at: Moment::ZERO,
             lag: Lag::default(),
             excluded: Some("it has just joined".to_owned()),
         }
@@ -252,8 +255,10 @@ impl Member {
         matches!(self.view.role, MemberRole::Replica | MemberRole::StandbyLeader)
     }
 
-    /// Whether it streams, as far as is known.
-    pub(super) fn may_stream(&self) -> bool {
-        self.view.replication != Replication::NotStreaming
+    /// What it last said itself of its streaming, and when it was asked, if that was after its key.
+    pub(super) fn word_on_streaming(&self) -> Option<(Moment, Replication)> {
+        let (asked_at, status) = self.status.as_ref()?;
+        let counts = *asked_at >= self.told_at && status.replication != Replication::Unknown;
+        counts.then_some((*asked_at, status.replication))
     }
 }

@@ -11,15 +11,8 @@ use crate::time::Moment;
 use crate::view::{MemberName, MemberRole, MemberState, SyncView, Timeline};
 
 use super::Topology;
-use super::lag::Lag;
 use super::member::Member;
 
-/// After a change of leader every survivor is on the old timeline and not streaming for about two seconds.
-/// Without a grace all reads would storm the fresh primary.
-const GRACE: Duration = Duration::from_secs(30);
-/// Only who followed the leader until this long before the unrest began has the grace: Patroni looks every
-/// `loop_wait` (10 s) whether its server streams, so a dead leader may be noticed after its replicas' keys.
-const FOLLOWED_UNTIL: Duration = Duration::from_secs(15);
 /// How long the last synchronous standby stands in while the store names none.
 const SYNC_GRACE: Duration = Duration::from_secs(15);
 
@@ -62,17 +55,6 @@ impl fmt::Display for Unfit {
             Self::IsSync => write!(f, "it is a synchronous standby"),
         }
     }
-}
-
-/// There is no leader to follow, or there was none just now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Unrest {
-    /// When it began.
-    since: Moment,
-    /// It is going on.
-    unled: bool,
-    /// Until when the last change of leader excuses those who followed before.
-    until: Option<Moment>,
 }
 
 /// A candidate before it has a term.
@@ -164,72 +146,6 @@ impl Topology {
         self.left_behind(member, now)
     }
 
-    /// Not streaming, or on an old timeline; excused while there is nobody to follow and for a while after a
-    /// change of leader, unless it did not follow before or has replayed past the point where the timelines
-    /// parted.
-    fn left_behind(&self, member: &Member, now: Moment) -> Option<Unfit> {
-        let unfit = self.not_following(member)?;
-        let excused = self.unrest.is_some_and(|unrest| {
-            let followed = member.followed_at.is_some_and(|at| at + FOLLOWED_UNTIL >= unrest.since);
-            followed && (unrest.unled || unrest.until.is_some_and(|until| now < until))
-        });
-        (!excused || self.diverged(member)).then_some(unfit)
-    }
-
-    fn not_following(&self, member: &Member) -> Option<Unfit> {
-        match (member.view.timeline, self.leader_timeline()) {
-            (Some(is), Some(leader)) if is < leader => Some(Unfit::OldTimeline { is, leader }),
-            (_, _) => (!member.may_stream()).then_some(Unfit::NotStreaming),
-        }
-    }
-
-    /// Whether there is a leader to follow now, and who follows it.
-    pub(super) fn watch_followers(&mut self, now: Moment) {
-        let keyless = self.view.as_ref().is_some_and(|view| view.leader.is_none());
-        let unled = self.owner.as_ref().is_some_and(|owner| {
-            keyless && !owner.by_members && !self.leads_without_key(owner, now) || owner.doubted()
-        });
-        let before = self.unrest;
-        let until = if before.is_some_and(|unrest| unrest.unled) && !unled {
-            Some(now + GRACE) // the leader is back, perhaps from a crash: its replicas have to find it again
-        } else {
-            before.and_then(|unrest| unrest.until).filter(|until| now < *until)
-        };
-        let since = before.map_or(now, |unrest| unrest.since);
-        self.unrest = (unled || until.is_some()).then_some(Unrest { since, unled, until });
-        let following = |(name, member): (&MemberName, &Member)| {
-            let follows = member.present() && member.is_replica() && self.not_following(member).is_none();
-            (follows && !self.is_leader(name)).then(|| name.clone())
-        };
-        let following: Vec<MemberName> = self.members.iter().filter_map(following).collect();
-        for name in following {
-            if let Some(member) = self.members.get_mut(&name) {
-                member.followed_at = Some(now);
-            }
-        }
-    }
-
-    /// A new leader has been named: its replicas have some time to turn to it.
-    pub(super) fn unrest_ends(&mut self, now: Moment) {
-        let since = self.unrest.map_or(now, |unrest| unrest.since);
-        self.unrest = Some(Unrest { since, unled: false, until: Some(now + GRACE) });
-    }
-
-    /// Positions of another leader's timeline say nothing.
-    pub(super) fn forget_lag(&mut self) {
-        self.optimes.clear();
-        for member in self.members.values_mut() {
-            member.lag = Lag::default();
-        }
-    }
-
-    /// It has replayed beyond the end of its own timeline: it will have to be rewound.
-    fn diverged(&self, member: &Member) -> bool {
-        let history = self.view.as_ref().map_or(&[][..], |view| &view.history);
-        let end = history.iter().find(|switch| Some(switch.timeline) == member.view.timeline);
-        matches!((end, member.view.replay), (Some(end), Some(replay)) if replay > end.end)
-    }
-
     /// Why a fit member is not what this listener wants.
     fn unwanted(
         &self,
@@ -269,16 +185,9 @@ impl Topology {
     }
 
     /// The leader takes no part in reads, except in a standby cluster, where it is a replica like the others.
-    fn is_leader(&self, name: &MemberName) -> bool {
+    pub(super) fn is_leader(&self, name: &MemberName) -> bool {
         let standby = self.view.as_ref().is_some_and(|view| view.settings.standby_cluster);
         !standby && self.owner.as_ref().is_some_and(|owner| owner.member == *name)
-    }
-
-    pub(super) fn leader_timeline(&self) -> Option<Timeline> {
-        let owner = self.owner.as_ref()?;
-        let key = self.members.get(&owner.member).and_then(|member| member.view.timeline);
-        let history = self.view.as_ref().and_then(|view| view.history.last());
-        key.max(history.map(|switch| Timeline(switch.timeline.0.saturating_add(1))))
     }
 
     /// Whether it is a synchronous standby, or was just now and the store names none yet.
@@ -287,7 +196,7 @@ impl Topology {
         if !sync.standbys.is_empty() {
             return sync.standbys.contains(name);
         }
-        let streams = self.members.get(name).is_some_and(Member::may_stream);
+        let streams = self.members.get(name).is_some_and(|member| self.may_stream(member, now));
         streams
             && self
                 .last_sync
@@ -306,10 +215,8 @@ impl Topology {
         }
     }
 
-    /// When a grace ends by itself.
-    pub(super) fn grace_timeout(&self, now: Moment) -> Option<Moment> {
-        let leader = self.unrest.and_then(|unrest| unrest.until);
-        let sync = self.last_sync.as_ref().map(|(_, since)| *since + SYNC_GRACE);
-        [leader, sync].into_iter().flatten().filter(|at| *at > now).min()
+    /// When the last synchronous standby ceases to stand in.
+    pub(super) fn sync_grace_ends(&self) -> Option<Moment> {
+        self.last_sync.as_ref().map(|(_, since)| *since + SYNC_GRACE)
     }
 }

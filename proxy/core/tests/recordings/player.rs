@@ -131,6 +131,26 @@ impl Player {
         self.finish()
     }
 
+    /// As [`Player::play`], after so many ms without the store; what changed in the first `unseen` ms comes at once,
+    /// as the full read with which a source begins.
+    pub(crate) fn play_return(&mut self, recording: &str, silent: u64, unseen: u64) -> Played {
+        self.warm();
+        self.change(Change::StoreDown { error: "test".to_owned() });
+        let back = Moment::from_millis(WARM + silent);
+        self.pass(back);
+        for timed in recording::watched(recording) {
+            let unseen = timed.at < Duration::from_millis(unseen);
+            if !unseen {
+                self.store_up = true;
+                self.tell(Event::View(Box::new(self.keys.view())));
+                self.pass(back + timed.at);
+            }
+            self.change(timed.change);
+        }
+        self.tell(Event::View(Box::new(self.keys.view())));
+        self.finish()
+    }
+
     fn warm(&mut self) {
         self.tell(Event::View(Box::new(self.keys.view())));
         self.pass(Moment::from_millis(WARM));
@@ -239,6 +259,12 @@ impl Played {
     pub(crate) fn at(&self, listener: &str, time: i64) -> String {
         let (_, table) = self.tables.iter().rev().find(|(at, _)| *at <= time).expect("a table was published");
         shown(table, listener)
+    }
+
+    /// All answers of [`Played::at`] from this moment on.
+    pub(crate) fn all(&self, listener: &str, from: i64) -> BTreeSet<String> {
+        let later = self.tables.iter().filter(|(at, _)| *at > from).map(|(_, table)| shown(table, listener));
+        later.chain([self.at(listener, from)]).collect()
     }
 
     /// When this became the answer of [`Played::at`] for the first time since the recording began.

@@ -7,7 +7,7 @@ use pointsman_config::StalePrimary;
 use pointsman_core::event::{AdminMode, Answer, Effect, Event, StoreCondition, What};
 use pointsman_core::route::{GrantRole, RouteTable, Term};
 use pointsman_core::time::Moment;
-use pointsman_core::view::{ClusterView, MemberName, MemberRole, MemberState, Revision};
+use pointsman_core::view::{ClusterView, MemberName, MemberRole, MemberState, Replication, Revision};
 
 use crate::clients::Clients;
 
@@ -15,6 +15,10 @@ use crate::clients::Clients;
 const FRESH: Duration = Duration::from_secs(3);
 /// The `ttl` of every world.
 const TTL: Duration = Duration::from_secs(30);
+/// A `loop_wait`, and how late a key may be: who does not stream is not excused for longer by itself.
+const LOOK: Duration = Duration::from_secs(13);
+/// Nor for longer by whatever happened to the leader or the store.
+const GRACE: Duration = Duration::from_secs(30);
 
 /// Follows a topology from outside and remembers only what it was told and what it said.
 #[derive(Debug, Default)]
@@ -57,6 +61,12 @@ pub(crate) struct Checker {
     dooming: Vec<MemberName>,
     operated: BTreeMap<MemberName, AdminMode>,
     view: Option<ClusterView>,
+    /// When each member was last known to stream, by its key or its own word.
+    streamed: BTreeMap<MemberName, Moment>,
+    /// The leader has been named or doubted, and not confirmed since.
+    pending: bool,
+    /// When there was last a reason to excuse replicas that do not follow.
+    unrest: Moment,
 }
 
 impl Checker {
@@ -71,6 +81,7 @@ impl Checker {
     /// Something is about to happen: the table in force must have been right until now.
     pub(crate) fn check_until(&self, now: Moment) {
         self.check_age(now, false);
+        self.check_streaming(now, false);
     }
 
     /// An event is about to be handed in.
@@ -82,7 +93,9 @@ impl Checker {
                 if view.settings.standby_cluster && !was_standby {
                     self.named.iter().for_each(|named| clients.doom(named, true));
                 }
+                self.note_streaming(now);
                 self.view = Some(ClusterView::clone(view));
+                self.note_streaming(now);
             }
             Event::Policy(policy) => self.holds_stale = policy.stale_primary == StalePrimary::Hold,
             Event::Admin { member, mode } => {
@@ -128,6 +141,35 @@ impl Checker {
         }
     }
 
+    /// Whose key says that they stream.
+    fn note_streaming(&mut self, now: Moment) {
+        let members = self.view.iter().flat_map(|view| view.members.values());
+        let streaming = members.filter(|member| member.replication != Replication::NotStreaming);
+        self.streamed.extend(streaming.map(|member| (member.name.clone(), now)));
+    }
+
+    /// Who is routed to for reads streams, or did so just now. Time that the store was silent does not count, but is
+    /// followed by no more than a [`GRACE`].
+    fn check_streaming(&self, now: Moment, after: bool) {
+        let (Some(table), Some(view)) = (&self.table, &self.view) else { return };
+        let too_old =
+            |since: Moment, limit: Duration| now.since(since) > limit || after && now.since(since) == limit;
+        let candidates = table.routes.values().filter_map(|route| route.candidates.as_ref().ok());
+        for candidate in candidates.flat_map(|list| list.iter()) {
+            let Some(key) = view.members.get(&candidate.member) else { continue };
+            let leads = self.named.as_ref() == Some(&key.name) && !view.settings.standby_cluster;
+            if leads || key.replication != Replication::NotStreaming {
+                continue;
+            }
+            let member = &candidate.member;
+            let Some(streamed) = self.streamed.get(member) else {
+                panic!("{member} is routed to for reads, and never streamed")
+            };
+            let excused = self.store_lost || !too_old(self.unrest, GRACE) || !too_old(*streamed, LOOK);
+            assert!(excused, "{member} is routed to for reads, and has not streamed since {streamed:?}");
+        }
+    }
+
     fn remember_lead(&mut self, now: Moment) {
         let claim = self.named.as_ref().and_then(|named| self.affirmed.get(named));
         let by_word = self.store_lost && claim.is_some_and(|at| now.since(*at) < TTL);
@@ -147,6 +189,9 @@ impl Checker {
     /// other name in the leader key means nothing.
     pub(crate) fn saw_view(&mut self, view: &ClusterView, remembered: &BTreeSet<MemberName>, now: Moment) {
         self.remember_lead(now);
+        if !self.key_present {
+            self.unrest = now;
+        }
         self.store_lost = false;
         self.paused = view.settings.paused;
         self.standby_cluster = view.settings.standby_cluster;
@@ -180,8 +225,12 @@ impl Checker {
     }
 
     /// An answer is about to be handed in.
-    pub(crate) fn saw_answer(&mut self, answer: &Answer) {
+    pub(crate) fn saw_answer(&mut self, answer: &Answer, now: Moment) {
         self.asked.remove(&answer.member);
+        if answer.outcome.as_ref().is_ok_and(|status| status.replication == Replication::Streaming) {
+            // It counts for a while, as if it streamed.
+            self.streamed.insert(answer.member.clone(), now.max(answer.asked_at + FRESH));
+        }
         let writable = answer.outcome.as_ref().is_ok_and(pointsman_core::event::Status::writable);
         if writable {
             self.affirmed.insert(answer.member.clone(), answer.asked_at);
@@ -221,6 +270,13 @@ impl Checker {
                 }
                 Effect::Note(note) => {
                     self.store_lost |= matches!(note.what, What::StoreLost { .. });
+                    let named = matches!(note.what, What::LeaderNamed);
+                    let doubted = matches!(note.what, What::PrimaryDoubted { .. } | What::PrimaryDemoted);
+                    let confirmed = matches!(note.what, What::PrimaryConfirmed { .. });
+                    self.pending = (self.pending || named || doubted) && !confirmed;
+                    if named || doubted || confirmed || matches!(note.what, What::StoreBack { .. }) {
+                        self.unrest = now;
+                    }
                     if matches!(note.what, What::StoreBack { .. }) {
                         self.back_at = Some(now);
                         self.keyless_since = (!self.key_present && self.led_before).then_some(now);
@@ -238,6 +294,10 @@ impl Checker {
         for old in std::mem::take(&mut self.dooming) {
             clients.doom(&old, false);
         }
+        if self.pending || !self.key_present {
+            self.unrest = now;
+        }
+        self.check_streaming(now, true);
         self.check_table(effects);
         self.check_reads(effects, now);
         self.check_age(now, true);

@@ -350,6 +350,12 @@ impl World {
                 }
                 self.write_member(&member);
             }
+            24 | 25 => {
+                if let Some(server) = self.servers.get_mut(&member).filter(|server| !server.primary) {
+                    server.streaming = !server.streaming;
+                }
+                self.write_member(&member);
+            }
             21 => self.in_flight.retain(|(_, what)| matches!(what, InFlight::Probe(..))),
             _ => {
                 for server in self.servers.values_mut() {
@@ -423,7 +429,7 @@ impl World {
         let due = self.in_flight.iter().position(|(at, _)| *at <= self.now.mono);
         match due.map(|index| self.in_flight.remove(index).1) {
             Some(InFlight::Answer(answer)) => {
-                self.checker.saw_answer(&answer);
+                self.checker.saw_answer(&answer, self.now.mono);
                 self.tell(Event::Answer(answer));
             }
             Some(InFlight::Probe(member, outcome)) => self.tell(Event::Probe { member, outcome }),

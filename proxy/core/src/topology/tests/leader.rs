@@ -234,7 +234,7 @@ fn the_same_leader_with_a_new_key_must_speak_for_itself_again() {
 fn another_leader_ends_every_session_on_the_old_one_in_the_same_step() {
     let mut bench = Bench::steady();
     bench.member("n2", |view| view.replication = Replication::NotStreaming);
-    bench.member("n3", |view| view.replication = Replication::NotStreaming);
+    bench.member("n3", |view| view.replication = Replication::NotStreaming).after(14_000);
     let terms = ["primary", "replicas", "any"]
         .map(|listener| bench.expect(listener, &["n1"]).route(listener).unwrap()[0].term);
     bench.leader("n2");

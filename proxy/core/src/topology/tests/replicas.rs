@@ -2,11 +2,17 @@
 
 use super::bench::{Bench, name, says, writable};
 use crate::event::DialOutcome;
-use crate::view::{Lsn, MemberRole, MemberView, Replication, Revision, Tags, Timeline, TimelineSwitch};
+use crate::view::{
+    Lsn, MemberRole, MemberState, MemberView, Replication, Revision, Tags, Timeline, TimelineSwitch,
+};
 use pointsman_config::{Bytes, Fallback};
 
 fn not_streaming(view: &mut MemberView) {
     view.replication = Replication::NotStreaming;
+}
+
+fn streaming(view: &mut MemberView) {
+    view.replication = Replication::Streaming;
 }
 
 #[test]
@@ -44,8 +50,91 @@ fn a_tagged_member_is_left_out() {
 #[test]
 fn a_member_must_stream_unless_its_patroni_cannot_say() {
     let mut bench = Bench::steady();
-    bench.member("n2", not_streaming).expect("replicas", &["n3"]);
+    bench.member("n2", not_streaming).after(14_000).expect("replicas", &["n3"]);
     bench.member("n2", |view| view.replication = Replication::Unknown).expect("replicas", &["n2", "n3"]);
+}
+
+/// A key tells of one look of Patroni's; it takes what the next one sees, a `loop_wait` later, to exclude.
+#[test]
+fn a_replica_is_not_dropped_for_what_one_look_saw() {
+    let mut bench = Bench::steady();
+    bench.after(2_500).member("n2", not_streaming).member("n3", not_streaming);
+    bench.after(10_000).expect("replicas", &["n2", "n3"]);
+    bench.member("n3", streaming).after(2_900).expect("replicas", &["n2", "n3"]);
+    bench.after(200).expect("replicas", &["n3"]);
+    bench.member("n2", streaming).expect("replicas", &["n2", "n3"]);
+}
+
+/// It is the time that counts, not how often the key is written: Patroni looks again at once when a key changes.
+#[test]
+fn a_second_key_in_a_row_neither_shortens_nor_lengthens_that() {
+    let mut bench = Bench::steady();
+    for replay in 0..10 {
+        bench.member("n2", |view| {
+            not_streaming(view);
+            view.replay = Some(Lsn(replay));
+        });
+        bench.expect("replicas", &["n2", "n3"]).after(1_290);
+    }
+    bench.expect("replicas", &["n2", "n3"]).after(200).expect("replicas", &["n3"]);
+}
+
+#[test]
+fn who_never_streamed_is_not_waited_for() {
+    let mut bench = Bench::steady();
+    bench.delete_member("n2").after(700_000);
+    let mut newcomer = bench.store.members[&name("n3")].clone();
+    (newcomer.name, newcomer.replication) = (name("n4"), Replication::NotStreaming);
+    bench.put(newcomer).expect("replicas", &["n3"]).after(5_000).expect("replicas", &["n3"]);
+}
+
+#[test]
+fn nor_is_who_comes_back_from_a_restart() {
+    let mut bench = Bench::steady();
+    bench.member("n2", |view| view.replication = Replication::Unknown).role(
+        "n2",
+        MemberRole::Replica,
+        "starting",
+    );
+    bench.after(20_000).expect("replicas", &["n3"]);
+    bench.member("n2", |view| {
+        not_streaming(view);
+        view.state = MemberState::Running;
+    });
+    bench.expect("replicas", &["n3"]).member("n2", streaming).expect("replicas", &["n2", "n3"]);
+}
+
+#[test]
+fn one_look_excuses_neither_an_old_timeline_nor_lag() {
+    let mut bench = Bench::steady();
+    bench.member("n1", |view| view.timeline = Some(Timeline(2)));
+    bench
+        .member("n3", |view| (view.timeline, view.replication) = (Some(Timeline(2)), Replication::Streaming));
+    bench.member("n2", not_streaming).expect("replicas", &["n3"]);
+    let mut bench = Bench::steady();
+    bench.configure("replicas", |listener| listener.max_lag = Some(Bytes(100)));
+    bench.member("n2", not_streaming);
+    lag(&mut bench, 2_000, 1_500);
+    lag(&mut bench, 3_000, 2_500);
+    bench.expect("replicas", &["n3"]).expect("any", &["n1", "n2", "n3"]);
+}
+
+/// Patroni's replicas let go of their primary as soon as they find no leader key, and turn to it at their next look.
+#[test]
+fn who_lets_go_of_a_leader_that_takes_its_key_anew_has_30_s() {
+    let mut bench = Bench::steady();
+    bench.leader("n1").member("n2", not_streaming).member("n3", not_streaming).after(100);
+    bench.expect_primary("n1").after(29_000).expect("replicas", &["n2", "n3"]);
+    bench.after(1_100).expect("replicas", &["n1"]);
+}
+
+/// In a paused cluster they do not.
+#[test]
+fn who_stops_streaming_from_a_paused_leader_without_a_key_is_not_excused_for_long() {
+    let mut bench = Bench::steady();
+    bench.write(|store, _| store.settings.paused = true).no_leader().expect_primary("n1");
+    bench.member("n2", not_streaming).after(12_000).expect("replicas", &["n2", "n3"]);
+    bench.after(1_100).expect_primary("n1").expect("replicas", &["n3"]);
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! "Without the store": static stability, the members' own word, staleness.
 
-use super::bench::{Bench, claim, in_recovery, writable};
-use crate::event::{AskError, Event, Status, What};
+use super::bench::{Bench, Word, claim, in_recovery, writable};
+use crate::event::{AskError, DialOutcome, Event, Status, What};
 use crate::route::RevokeReason;
+use crate::view::{MemberView, Replication};
 use pointsman_config::StalePrimary;
 
 #[test]
@@ -163,4 +164,96 @@ fn a_leader_that_gave_up_while_the_store_was_away_is_not_routed_to_when_it_comes
     bench.store.leader = None;
     bench.regain_store().expect_primary("n1").word("n1", in_recovery());
     bench.after(400).expect_no_primary("leader-key-gone").expect_revoked(&[("n1", RevokeReason::Demoted)]);
+}
+
+/// "I am a running replica, and this is my replication."
+fn replicates(replication: Replication) -> Word {
+    in_recovery().map(|status| Status { replication, ..status })
+}
+
+fn not_streaming(view: &mut MemberView) {
+    view.replication = Replication::NotStreaming;
+}
+
+/// Patroni's replicas find the store without a leader key and let go of a primary that goes on by its own word.
+#[test]
+fn who_lets_go_of_a_leader_without_a_key_when_the_store_comes_back_serves_all_the_same() {
+    let mut bench = Bench::steady();
+    bench.lose_store().after(60_000);
+    let full = bench.store.clone();
+    bench.store.leader = None;
+    bench.store.members.clear();
+    bench.regain_store().after(200).expect_primary("n1").expect("replicas", &["n2", "n3"]);
+    for member in full.members.into_values() {
+        bench.put(member);
+    }
+    bench.member("n2", not_streaming).member("n3", not_streaming).expect("replicas", &["n2", "n3"]);
+    bench.after(20_000).expect_primary("n1").expect("replicas", &["n2", "n3"]);
+    bench.leader("n1").after(29_000).expect_primary("n1").expect("replicas", &["n2", "n3"]);
+    bench.after(1_100).expect("replicas", &["n1"]);
+}
+
+#[test]
+fn no_excuse_runs_out_while_the_store_is_silent() {
+    for unrest in [false, true] {
+        let mut bench = Bench::steady();
+        if unrest {
+            bench.leader("n1").after(100).expect_primary("n1");
+        }
+        bench.member("n2", not_streaming).member("n3", not_streaming).after(5_000);
+        bench.lose_store().after(600_000).expect_primary("n1").expect("replicas", &["n2", "n3"]);
+        let rest = if unrest { 24_800 } else { 7_900 };
+        bench.regain_store().after(rest).expect("replicas", &["n2", "n3"]);
+        bench.after(200).expect("replicas", &["n1"]);
+    }
+}
+
+#[test]
+fn unless_a_member_itself_says_that_it_does_not_stream() {
+    let mut bench = Bench::steady();
+    bench.lose_store().after(5_000).word("n2", replicates(Replication::NotStreaming));
+    bench.after(12_000).expect("replicas", &["n2", "n3"]).after(2_300).expect("replicas", &["n3"]);
+    // Its last word counts for as long as the store is silent.
+    bench.silent("n2").after(60_000).expect("replicas", &["n3"]);
+    bench.word("n2", replicates(Replication::Streaming)).after(1_500).expect("replicas", &["n2", "n3"]);
+}
+
+#[test]
+fn who_streams_by_its_own_word_serves_again_before_the_store_says_so() {
+    let mut bench = Bench::steady();
+    bench.member("n2", not_streaming).after(20_000).expect("replicas", &["n3"]);
+    bench.word("n2", replicates(Replication::Streaming)).lose_store().after(10);
+    bench.expect("replicas", &["n2", "n3"]);
+    // The store comes back with the old key: it has until Patroni's next look.
+    bench.regain_store().after(13_000).expect("replicas", &["n2", "n3"]);
+    bench.after(3_100).expect("replicas", &["n3"]);
+}
+
+#[test]
+fn who_was_left_behind_while_the_store_was_silent_is_not_excused_when_it_is_back() {
+    let mut bench = Bench::steady();
+    bench.member("n2", not_streaming).after(1_000);
+    bench.lose_store().word("n2", replicates(Replication::NotStreaming)).after(60_000);
+    bench.expect("replicas", &["n3"]).regain_store().expect("replicas", &["n3"]);
+    bench.leader("n1").after(100).expect_primary("n1").expect("replicas", &["n3"]);
+    // A newer key outweighs its word.
+    bench.member("n2", |view| view.replication = Replication::Streaming).expect("replicas", &["n2", "n3"]);
+}
+
+#[test]
+fn who_lets_go_of_a_leader_that_the_members_named_has_30_s_from_its_key() {
+    let mut bench = Bench::steady();
+    bench.no_leader().lose_store().word("n1", claim(1, 100)).after(2_500).word("n1", claim(1, 110));
+    bench.after(60_000).expect_primary("n1");
+    bench.store_heard = true;
+    bench.leader("n1").member("n2", not_streaming).member("n3", not_streaming).after(29_000);
+    bench.expect_primary("n1").expect("replicas", &["n2", "n3"]).after(1_100).expect("replicas", &["n1"]);
+}
+
+#[test]
+fn unrest_while_the_store_was_silent_excuses_for_30_s_at_most_when_it_is_back() {
+    let mut bench = Bench::steady();
+    bench.lose_store().after(600_000).dial("n1", DialOutcome::Refused).after(600_000).expect_primary("n1");
+    bench.regain_store().after(2_000).member("n2", not_streaming).after(27_900);
+    bench.expect("replicas", &["n2", "n3"]).after(200).expect("replicas", &["n3"]);
 }
