@@ -90,17 +90,17 @@ pub(crate) async fn connect(
     addresses: &[Address],
     deadline: Instant,
 ) -> Result<(Stream, SocketAddr), DialError> {
-    let mut last = DialError::Unreachable(io::Error::other("the member has no address"));
+    let mut last = None;
     let mut names_left = addresses.len();
     for address in addresses {
         let sockets = match timeout_at(share(deadline, names_left), resolve(address)).await {
             Ok(Ok(sockets)) => sockets,
             Ok(Err(error)) => {
-                last = DialError::Unreachable(error);
+                last = Some(DialError::Unreachable(error));
                 Vec::new()
             }
             Err(_) => {
-                last = DialError::TimedOut;
+                last = Some(DialError::TimedOut);
                 Vec::new()
             }
         };
@@ -109,13 +109,13 @@ pub(crate) async fn connect(
         for socket in sockets {
             match timeout_at(share(deadline, sockets_left + names_left), connect_to(socket)).await {
                 Ok(Ok(stream)) => return Ok((stream, socket)),
-                Ok(Err(error)) => last = error.into(),
-                Err(_) => last = DialError::TimedOut,
+                Ok(Err(error)) => last = Some(error.into()),
+                Err(_) => last = Some(DialError::TimedOut),
             }
             sockets_left = sockets_left.saturating_sub(1);
         }
     }
-    Err(last)
+    Err(last.unwrap_or_else(|| DialError::Unreachable(io::Error::other("the member has no address"))))
 }
 
 async fn connect_to(address: SocketAddr) -> io::Result<Stream> {
@@ -132,6 +132,6 @@ async fn resolve(address: &Address) -> io::Result<Vec<SocketAddr>> {
 /// The end of an attempt, when `attempts` are left to be made until the deadline.
 fn share(deadline: Instant, attempts: usize) -> Instant {
     let attempts = u32::try_from(attempts).unwrap_or(u32::MAX).max(1);
-    let now = Instant::now();
+    let now = engine::now();
     now + deadline.saturating_duration_since(now) / attempts
 }

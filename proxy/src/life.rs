@@ -153,7 +153,9 @@ pub async fn watchdog(mut alive: impl FnMut() -> bool) -> Infallible {
         if alive() {
             notify(&[NotifyState::Watchdog]);
         } else {
-            tracing::error!("a control task or a core of the relay engine is stuck: the watchdog is not told that the process lives");
+            tracing::error!(
+                "a control task or a core of the relay engine is stuck: the watchdog is not told that the process lives"
+            );
         }
     }
 }

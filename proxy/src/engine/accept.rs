@@ -142,7 +142,9 @@ fn accept_one(socket: &std::net::TcpListener) -> io::Result<Option<(OwnedFd, Soc
     loop {
         match rustix::net::acceptfrom_with(socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
             Ok((socket, client)) => {
-                let Some(client) = client.and_then(|client| SocketAddr::try_from(client).ok()) else { continue };
+                let Some(client) = client.and_then(|client| SocketAddr::try_from(client).ok()) else {
+                    continue;
+                };
                 return Ok(Some((socket, client)));
             }
             Err(Errno::AGAIN) => return Ok(None),

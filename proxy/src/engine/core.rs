@@ -49,6 +49,8 @@ pub(super) struct Core<D> {
     local: Rc<Local>,
     tasks: FuturesUnordered<Task>,
     waker: Waker,
+    /// Empty: its turn comes when the list of orders is taken.
+    orders: Vec<Command>,
     listeners: Listeners,
     accepted: Vec<Accepted>,
     /// Who owns a socket, by the index of its key.
@@ -82,6 +84,7 @@ impl<D: Driver> Core<D> {
             peers,
             local,
             tasks: FuturesUnordered::new(),
+            orders: Vec::new(),
             listeners: Listeners::default(),
             accepted: Vec::new(),
             owners: Vec::new(),
@@ -114,12 +117,11 @@ impl<D: Driver> Core<D> {
             self.go_on();
             self.walk(now);
             self.run_tasks();
-            let timeout = self.timeout();
+            let timeout = self.timeout(now);
             let asleep = timeout.is_none_or(|timeout| !timeout.is_zero()) && self.inbox.fall_asleep();
             let waited = self.driver.wait(if asleep { timeout } else { Some(Duration::ZERO) });
             self.inbox.awake();
             waited?;
-            self.ticks.set(Instant::now());
             self.take_events();
             self.inbox.load.store(self.tasks.len() + self.sessions.len(), Ordering::Relaxed);
             self.inbox.sessions.store(self.sessions.len(), Ordering::Relaxed);
@@ -128,11 +130,10 @@ impl<D: Driver> Core<D> {
     }
 
     /// How long the driver may wait.
-    fn timeout(&self) -> Option<Duration> {
+    fn timeout(&self, now: Instant) -> Option<Duration> {
         if self.driver.is_busy() || !self.unfinished.is_empty() || self.walks.is_busy() {
             return Some(Duration::ZERO);
         }
-        let now = Instant::now();
         let next = [self.local.next_timer(), self.walks.next()].into_iter().flatten().min();
         Some(next.map_or(LONGEST_WAIT, |at| at.saturating_duration_since(now).min(LONGEST_WAIT)))
     }
@@ -163,13 +164,16 @@ impl<D: Driver> Core<D> {
         loop {
             let mut context = Context::from_waker(&self.waker);
             while let Poll::Ready(Some(())) = self.tasks.poll_next_unpin(&mut context) {}
-            let commands = std::mem::take(&mut *self.local.commands.borrow_mut());
+            // Two lists take turns, so that neither is made anew.
+            let mut commands = self.local.commands.replace(std::mem::take(&mut self.orders));
             if commands.is_empty() {
+                self.orders = commands;
                 return;
             }
-            for command in commands {
+            for command in commands.drain(..) {
                 self.carry_out(command);
             }
+            self.orders = commands;
         }
     }
 

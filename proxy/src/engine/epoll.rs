@@ -229,10 +229,14 @@ impl Socket {
                 }
                 Ok((count, _)) => {
                     // More may be there only if the buffer is full, or if the end or an error comes after it.
-                    let last = count < room && !self.flags.has(Flags::ENDING) && !self.flags.has(Flags::TROUBLE);
+                    let last =
+                        count < room && !self.flags.has(Flags::ENDING) && !self.flags.has(Flags::TROUBLE);
                     self.flags.set(Flags::READABLE, !last);
                     // The buffer is far smaller than 4 GiB.
-                    return Some(Event::Data(key, Chunk { buffer: 0, length: u32::try_from(count).unwrap_or(0) }));
+                    return Some(Event::Data(
+                        key,
+                        Chunk { buffer: 0, length: u32::try_from(count).unwrap_or(0) },
+                    ));
                 }
                 Err(Errno::AGAIN) => {
                     self.flags.set(Flags::READABLE, false);
@@ -416,7 +420,8 @@ impl Driver for Epoll {
     }
 
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        let timeout = timeout.map(|timeout| Timespec::try_from(timeout).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 }));
+        let timeout =
+            timeout.map(|timeout| Timespec::try_from(timeout).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 }));
         self.events.clear();
         self.cursor = 0;
         match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut self.events), timeout.as_ref()) {

@@ -58,7 +58,9 @@ impl<D: Driver> Core<D> {
         self.set_owner(client_key, Owner::Session(key, Side::Client));
         self.set_owner(server_key, Owner::Session(key, Side::Server));
         if let Some(session) = self.sessions.get(key) {
-            session.relayed.watch(&Waker::from(Arc::new(Nudge { inbox: Arc::clone(&self.inbox), session: key })));
+            session
+                .relayed
+                .watch(&Waker::from(Arc::new(Nudge { inbox: Arc::clone(&self.inbox), session: key })));
         }
         for (side, wire) in [(Side::Client, client), (Side::Server, server)] {
             self.replay(key, side, wire);
@@ -235,14 +237,13 @@ impl<D: Driver> Core<D> {
         if let Some(end) = session.relayed.stop() {
             return self.end(key, end);
         }
+        if session.into(side).finished {
+            // The other direction is over: closing sends this FIN, too.
+            let first = session.first_end.unwrap_or(side);
+            return self.end(key, End::Closed(first));
+        }
         match self.driver.shut_down_write(sink) {
-            Ok(()) => {
-                session.from(side).finished = true;
-                if session.is_over() {
-                    let first = session.first_end.unwrap_or(side);
-                    self.end(key, End::Closed(first));
-                }
-            }
+            Ok(()) => session.from(side).finished = true,
             Err(error) => self.broke_on_write(key, side.other(), error),
         }
     }
@@ -277,7 +278,9 @@ impl<D: Driver> Core<D> {
     }
 
     fn end_broken(&mut self, key: Key) {
-        let Some(broken) = self.sessions.get_mut(key).and_then(|session| session.broken.take()) else { return };
+        let Some(broken) = self.sessions.get_mut(key).and_then(|session| session.broken.take()) else {
+            return;
+        };
         let (side, error) = *broken;
         self.end(key, End::Broken(side, error));
     }
@@ -288,7 +291,9 @@ impl<D: Driver> Core<D> {
         let (client, server) = match end {
             End::Closed(_) => (Close::Fin, Close::Fin),
             End::Broken(Side::Server, _) => (Close::Reset, Close::Fin),
-            End::Broken(Side::Client, _) | End::Idle | End::Revoked(_) | End::Killed(_) => (Close::Fin, Close::Reset),
+            End::Broken(Side::Client, _) | End::Idle | End::Revoked(_) | End::Killed(_) => {
+                (Close::Fin, Close::Reset)
+            }
         };
         self.close(session.server, server);
         self.close(session.client, client);

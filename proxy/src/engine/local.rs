@@ -23,14 +23,28 @@ pub(crate) type Task = Pin<Box<dyn Future<Output = ()>>>;
 
 /// What a task asks of its core.
 pub(super) enum Command {
-    Connect { wire: Rc<Wire>, socket: OwnedFd, to: SocketAddr },
-    Send { wire: Rc<Wire>, bytes: Vec<u8> },
+    Connect {
+        wire: Rc<Wire>,
+        socket: OwnedFd,
+        to: SocketAddr,
+    },
+    Send {
+        wire: Rc<Wire>,
+        bytes: Vec<u8>,
+    },
     /// Send a FIN, after what waits.
     ShutDownWrite(Rc<Wire>),
     /// There is room for more of the peer's bytes.
     Receive(Rc<Wire>),
-    Close { wire: Rc<Wire>, how: Close },
-    Relay { client: Rc<Wire>, server: Rc<Wire>, relayed: Box<dyn Relayed> },
+    Close {
+        wire: Rc<Wire>,
+        how: Close,
+    },
+    Relay {
+        client: Rc<Wire>,
+        server: Rc<Wire>,
+        relayed: Box<dyn Relayed>,
+    },
     Listen(std::sync::Arc<Listening>),
 }
 
@@ -77,6 +91,8 @@ impl WireState {
 pub(super) struct Local {
     pub(super) commands: RefCell<Vec<Command>>,
     timers: RefCell<Timers>,
+    /// The time, read once in each round.
+    now: Cell<Instant>,
     /// Names are resolved, and what blocks is done, over there.
     tokio: tokio::runtime::Handle,
 }
@@ -91,6 +107,7 @@ impl Local {
         let local = Rc::new(Self {
             commands: RefCell::default(),
             timers: RefCell::default(),
+            now: Cell::new(Instant::now()),
             tokio,
         });
         LOCAL.set(Some(Rc::clone(&local)));
@@ -111,8 +128,9 @@ impl Local {
         self.timers.borrow().waiting.first_key_value().map(|((at, _), _)| *at)
     }
 
-    /// Wakes whose time has come.
+    /// Sets the time, and wakes whose time has come.
     pub(super) fn fire_timers(&self, now: Instant) {
+        self.now.set(now);
         let mut timers = self.timers.borrow_mut();
         while let Some(first) = timers.waiting.first_entry().filter(|first| first.key().0 <= now) {
             first.remove().wake();
@@ -127,6 +145,11 @@ impl Drop for Entered {
     fn drop(&mut self) {
         LOCAL.set(None);
     }
+}
+
+/// The time as this core knows it: when its round began. Reading it costs nothing; it is for deadlines, not for measuring.
+pub(crate) fn now() -> Instant {
+    LOCAL.with_borrow(|local| local.as_ref().map(|local| local.now.get())).unwrap_or_else(Instant::now)
 }
 
 /// Who waits for a moment. One entry for each wait that has begun.
@@ -150,14 +173,14 @@ pub(crate) fn sleep_until(at: Instant) -> Sleep {
 
 /// Waits for this long, on the core of this task.
 pub(crate) fn sleep(duration: Duration) -> Sleep {
-    sleep_until(Instant::now() + duration)
+    sleep_until(now() + duration)
 }
 
 impl Future for Sleep {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        if Instant::now() >= self.at {
+        if now() >= self.at {
             return Poll::Ready(());
         }
         let at = self.at;
@@ -208,9 +231,7 @@ pub(crate) async fn timeout_at<F: Future>(deadline: Instant, future: F) -> Resul
 pub(crate) async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     let local = Local::here()?;
     let host = host.to_owned();
-    let lookup = local.tokio.spawn(async move {
-        Ok(tokio::net::lookup_host((host, port)).await?.collect())
-    });
+    let lookup = local.tokio.spawn(async move { Ok(tokio::net::lookup_host((host, port)).await?.collect()) });
     tokio_util::task::AbortOnDropHandle::new(lookup)
         .await
         .unwrap_or_else(|_| Err(io::Error::other("the resolver was stopped")))

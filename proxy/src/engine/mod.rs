@@ -42,7 +42,7 @@ use self::core::Core;
 use self::driver::Driver;
 use self::epoll::Epoll;
 use self::inbox::{Inbox, Message};
-pub(crate) use self::local::{Task, resolve, timeout_at};
+pub(crate) use self::local::{Task, now, resolve, timeout_at};
 pub(crate) use self::relay::{End, Relayed, Side};
 pub(crate) use self::stream::Stream;
 use self::uring::Uring;

@@ -140,11 +140,6 @@ impl Session {
         self.from(side.other())
     }
 
-    /// Both sides have ended in order.
-    pub(super) fn is_over(&self) -> bool {
-        self.up.finished && self.down.finished
-    }
-
     pub(super) fn is_broken(&self, side: Side) -> bool {
         self.broken.as_ref().is_some_and(|broken| broken.0 == side)
     }

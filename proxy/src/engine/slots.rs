@@ -70,9 +70,8 @@ impl<T> Slots<T> {
         if slice.is_empty() {
             return None;
         }
-        let keys = slice.iter().zip(range).filter(|(slot, _)| slot.entry.is_some()).map(|(slot, index)| Key {
-            index: u32::try_from(index).unwrap_or(u32::MAX),
-            generation: slot.generation,
+        let keys = slice.iter().zip(range).filter(|(slot, _)| slot.entry.is_some()).map(|(slot, index)| {
+            Key { index: u32::try_from(index).unwrap_or(u32::MAX), generation: slot.generation }
         });
         Some(keys.collect())
     }

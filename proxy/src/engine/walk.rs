@@ -127,7 +127,8 @@ impl<D: Driver> Core<D> {
     /// Sets what only a session of some age needs: short ones are spared the system calls.
     fn settle(&mut self, key: Key) {
         let Some(session) = self.sessions.get(key) else { return };
-        if let (Some(client), Some(server)) = (self.driver.fd(session.client), self.driver.fd(session.server)) {
+        if let (Some(client), Some(server)) = (self.driver.fd(session.client), self.driver.fd(session.server))
+        {
             session.relayed.settled(client, server);
         }
     }

@@ -103,7 +103,13 @@ impl Relayed for Established {
 }
 
 /// Counts bytes that `to` has taken.
-pub(crate) fn count(session: &Session, listener: &ListenerStats, member: &ServerStats, to: Side, bytes: usize) {
+pub(crate) fn count(
+    session: &Session,
+    listener: &ListenerStats,
+    member: &ServerStats,
+    to: Side,
+    bytes: usize,
+) {
     let bytes = bytes as u64;
     match to {
         Side::Server => {

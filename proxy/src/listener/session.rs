@@ -28,7 +28,7 @@ use super::link::{Answer, Grant, Link, Question};
 use super::record::{self, Tally};
 use super::{Settings, Shared, cancel, established, refuse};
 use crate::dial::DialError;
-use crate::engine::{Side, Stream, timeout_at};
+use crate::engine::{self, Side, Stream, timeout_at};
 use crate::sessions::{LoginRef, Phase, SessionGuard};
 use crate::stats::{Gauge, GaugeGuard, ListenerHeld, ListenerStats, ServerSessions};
 
@@ -166,7 +166,7 @@ impl<'a> Start<'a> {
 
     /// The client's next message. A server that waits for it with us may be lost meanwhile: never mind.
     async fn next_message(&mut self, client: &mut Client) -> Result<FirstMessage, CloseReason> {
-        let deadline = Instant::now() + self.settings.listener.startup_timeout;
+        let deadline = engine::now() + self.settings.listener.startup_timeout;
         loop {
             tokio::select! {
                 biased;

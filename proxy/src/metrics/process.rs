@@ -53,14 +53,17 @@ pub(super) fn write(scrape: &Scrape, app: &App) {
 
 fn write_cores(scrape: &Scrape, app: &App) {
     let Some(cores) = app.cores() else { return };
-    let backend = family("pointsman_relay_engine_info", "Always 1; the label tells the backend of the relay engine.");
+    let backend =
+        family("pointsman_relay_engine_info", "Always 1; the label tells the backend of the relay engine.");
     scrape.flag(backend, &[("backend", cores.backend())], true);
     for (number, core) in cores.states().enumerate() {
         let number = number.to_string();
         let labels = [("core", number.as_str())];
-        let sessions = family("pointsman_relay_core_sessions", "Established sessions of a core of the relay engine.");
+        let sessions =
+            family("pointsman_relay_core_sessions", "Established sessions of a core of the relay engine.");
         scrape.gauge(sessions, &labels, core.sessions as f64);
-        let pipes = family("pointsman_relay_core_pipes", "Pipes that hold bytes of large transfers, by core.");
+        let pipes =
+            family("pointsman_relay_core_pipes", "Pipes that hold bytes of large transfers, by core.");
         scrape.gauge(pipes, &labels, core.pipes as f64);
         let rounds = family(
             "pointsman_relay_core_rounds_total",
