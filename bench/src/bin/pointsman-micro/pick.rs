@@ -1,5 +1,6 @@
 //! Which member a session goes to.
 
+use std::hint::black_box;
 use std::net::Ipv4Addr;
 
 use pointsman_core::balance::{self, Draw, Policy};
@@ -8,6 +9,7 @@ use crate::{Micro, micro, repeat};
 
 struct Member {
     name: String,
+    weight: u32,
     load: u32,
 }
 
@@ -17,7 +19,7 @@ impl balance::Candidate for Member {
     }
 
     fn weight(&self) -> u32 {
-        1
+        self.weight
     }
 
     fn load(&self) -> u32 {
@@ -40,7 +42,7 @@ pub(crate) fn all() -> Vec<Micro> {
 
 fn pick(name: &str, policy: Policy, members: u32, times: u64) -> Micro {
     micro(format!("pick/{name}/{members}"), times, move || {
-        let member = |n: u32| Member { name: format!("pg{n}"), load: n * 7 % 13 };
+        let member = |n: u32| Member { name: format!("pg{n}"), weight: black_box(1), load: n * 7 % 13 };
         let members: Vec<_> = (0..members).map(member).collect();
         repeat(move |turn| {
             let random = turn.wrapping_mul(0x9e37_79b9_7f4a_7c15);
