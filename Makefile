@@ -5,10 +5,10 @@ STEP := @scripts/step
 # A failed test shows its causes, not the addresses of the test runner.
 export RUST_LIB_BACKTRACE ?= 0
 
-.PHONY: help demo test bench lint deb servers
+.PHONY: help demo test bench instructions lint deb servers
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 demo: servers ## etcd, three PostgreSQL, three pointsman on loopback, to try it; Ctrl-C ends and removes all of it
 	@echo "Building in release mode; the first time takes some minutes"
@@ -20,6 +20,9 @@ test: servers ## every test, on real servers; the last line counts them (RUNS=n:
 
 bench: ## not built yet
 	@echo "make bench: the benchmarks are not built yet." >&2; exit 1
+
+instructions: servers ## instructions of the hot steps against those recorded (RECORD=1: records them anew)
+	$(STEP) "Counting instructions" scripts/check-instructions $(if $(RECORD),--record)
 
 lint: servers ## formatting, clippy, documentation, licences and bans
 	$(STEP) "Formatting" cargo fmt --all --check

@@ -114,8 +114,9 @@ impl Routes {
         self.cores.get_or_init(|| cores.clone());
     }
 
-    /// Puts a new table in force and wakes who waits for one. Only the control task calls this.
-    pub(crate) fn publish(&self, table: Arc<RouteTable>) {
+    /// Puts a new table in force and wakes who waits for one. Only the control task calls this (and benchmarks, on routes of
+    /// their own).
+    pub fn publish(&self, table: Arc<RouteTable>) {
         let fences = {
             let mut known = self.lock();
             // A fence lives as long as a table or a session holds it.
