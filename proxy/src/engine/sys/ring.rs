@@ -32,6 +32,9 @@ use buffers::{Buffers, GROUP};
 pub(crate) use tag::Operation;
 use tag::Tag;
 
+/// How often a submission that the kernel has no memory for is tried in one wait.
+const ATTEMPTS: u32 = 64;
+
 /// How large a ring is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Size {
@@ -426,6 +429,7 @@ impl Ring {
             return Err(error);
         }
         self.owned.buffers.publish();
+        let mut failures = 0;
         loop {
             while let Some(entry) = self.backlog.pop_front() {
                 if !self.try_push(&entry) {
@@ -436,9 +440,13 @@ impl Ring {
             let all = self.backlog.is_empty();
             let want = u32::from(all && timeout != Some(Duration::ZERO));
             match self.enter(want, timeout) {
-                Ok(_) if all => return Ok(()),
                 Ok(_) => {}
-                Err(error) => return if is_passing(&error) { Ok(()) } else { Err(error) },
+                Err(error) if is_passing(&error) => failures += 1,
+                Err(error) => return Err(error),
+            }
+            // What was asked for in this round is submitted in this round, or a send could take place when nobody wants it any more.
+            if (all && self.owned.ring.submission().is_empty()) || failures > ATTEMPTS {
+                return Ok(());
             }
         }
     }

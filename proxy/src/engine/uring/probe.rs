@@ -4,13 +4,13 @@ use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use super::{Completion, Operation, Payload, Ring};
+use super::{Completion, Operation, Payload, Ring, Waiting};
 use crate::engine::sys::ring::refused;
 
 /// Each step is done at once, or something is wrong.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Receives twice with one multishot operation, sends from a buffer, cancels, closes. The error says what does not work.
+/// Receives twice with one multishot operation, sends from a buffer, fills the socket, cancels, closes. The error says what does not work.
 pub(super) fn probe(ring: &mut Ring) -> io::Result<()> {
     let (ours, mut theirs) = UnixStream::pair()?;
     ours.set_nonblocking(true)?;
@@ -22,6 +22,7 @@ pub(super) fn probe(ring: &mut Ring) -> io::Result<()> {
         let buffer = receive_once(ring, word)?;
         send_once(ring, index, buffer, &mut theirs, word)?;
     }
+    fill(ring, index)?;
     ring.cancel(index, Operation::Receive);
     match next(ring)? {
         Some(Completion::Received { result, more: false, .. }) if result == -libc::ECANCELED => {}
@@ -78,6 +79,24 @@ fn send_once(ring: &mut Ring, index: u32, buffer: u16, to: &mut UnixStream, word
     let mut got = [0; 3];
     to.read_exact(&mut got)?;
     if got == *word { Ok(()) } else { Err(failed("send")) }
+}
+
+/// A send that finds no room has to say so at once: one that waited in the kernel would go on by itself.
+fn fill(ring: &mut Ring, index: u32) -> io::Result<()> {
+    const MUCH: usize = 64 * 1024 * 1024;
+    let mut sent = 0;
+    while sent < MUCH {
+        let block = Box::new(Waiting { bytes: vec![0; 64 * 1024], from: 0 });
+        ring.send_owned(index, block).map_err(|_| failed("send"))?;
+        match next(ring)? {
+            Some(Completion::Sent { result, .. }) if result > 0 => {
+                sent += usize::try_from(result).unwrap_or(0)
+            }
+            Some(Completion::Sent { result, .. }) if result == -libc::EAGAIN => return Ok(()),
+            other => return Err(unexpected("send without waiting", other.as_ref())),
+        }
+    }
+    Err(failed("send without waiting"))
 }
 
 fn failed(step: &str) -> io::Error {
