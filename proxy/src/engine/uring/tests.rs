@@ -97,6 +97,26 @@ fn short_sends_lose_nothing() {
 }
 
 #[test]
+fn what_comes_during_a_send_goes_behind_it() {
+    let mut core = usual();
+    let (to, mut peer) = core.socket();
+    core.driver.ring.faults.send_at_most.insert(to.index, 3);
+    let mut expected = String::new();
+    for number in 0..20 {
+        let (first, second) = (format!("first {number} "), format!("second {number} "));
+        core.driver.send_bytes(to, first.as_bytes()).unwrap();
+        core.driver.wait(Some(Duration::ZERO)).unwrap();
+        // The send has been tried, and took three bytes. Nobody has asked yet.
+        core.driver.send_bytes(to, second.as_bytes()).unwrap();
+        core.until("all is sent", |core| !core.driver.has_queued(to));
+        expected += &(first + &second);
+    }
+    let mut arrived = vec![0; expected.len()];
+    peer.read_exact(&mut arrived).unwrap();
+    assert_eq!(String::from_utf8(arrived).unwrap(), expected);
+}
+
+#[test]
 fn sends_that_come_to_nothing_are_tried_again() {
     for mut core in [usual(), tiny()] {
         relays(&mut core, 300_000, |driver, key| {
