@@ -1,23 +1,20 @@
 //! What every driver has to do, tried on real sockets of the loopback. [`conformance!`] makes the tests of one driver.
 
-use std::collections::{HashMap, HashSet};
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 use socket2::SockRef;
 
-use super::driver::{Close, Driver, Event, Key, Readiness, Watched};
+use super::driver::{Close, Driver, Readiness, Watched};
 
-/// How long something that must happen may take.
-const PATIENCE: Duration = Duration::from_secs(20);
-
-/// How long nothing happens if nothing is going to.
-const STILL: Duration = Duration::from_millis(60);
+mod core;
+pub(super) use self::core::{Core, Dice, Note, reader, reset, slurp, stuff, tcp_pair, writer};
+use self::core::{PATIENCE, STILL};
 
 /// The tests of one driver: a module's name, and how such a driver is made.
 macro_rules! conformance {
@@ -54,283 +51,6 @@ macro_rules! conformance {
     };
 }
 pub(super) use conformance;
-
-/// A little core: passes bytes on between pairs of sockets, keeps those of all others, and notes what happens.
-pub(super) struct Core<D> {
-    pub(super) driver: D,
-    /// Where the bytes of a socket go.
-    pub(super) pairs: HashMap<Key, Key>,
-    /// What was received of sockets that are no part of a pair.
-    got: HashMap<Key, Vec<u8>>,
-    /// How much the kernel took for a socket.
-    sent: HashMap<Key, usize>,
-    notes: Vec<(Key, Note)>,
-    watched: Vec<Watched>,
-    paused: HashSet<Key>,
-    ending: HashSet<Key>,
-    flushes: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Note {
-    Data,
-    End,
-    Broken(ErrorKind),
-    Connected,
-    Sent,
-    Quiet,
-    Readable,
-    Writable,
-}
-
-impl<D: Driver> Core<D> {
-    pub(super) fn new(driver: D) -> Self {
-        Self {
-            driver,
-            pairs: HashMap::new(),
-            got: HashMap::new(),
-            sent: HashMap::new(),
-            notes: Vec::new(),
-            watched: Vec::new(),
-            paused: HashSet::new(),
-            ending: HashSet::new(),
-            flushes: true,
-        }
-    }
-
-    /// A socket of the driver's, and its peer.
-    pub(super) fn socket(&mut self) -> (Key, TcpStream) {
-        let (ours, peer) = tcp_pair();
-        let key = self.driver.add(ours).unwrap();
-        (key, peer)
-    }
-
-    /// Two sockets whose bytes go to each other, and their peers.
-    pub(super) fn pair(&mut self) -> (TcpStream, TcpStream) {
-        let ((a, left), (b, right)) = (self.socket(), self.socket());
-        self.pairs.extend([(a, b), (b, a)]);
-        (left, right)
-    }
-
-    /// One round.
-    pub(super) fn step(&mut self, timeout: Duration) {
-        self.driver.wait(Some(timeout)).unwrap();
-        while let Some(event) = self.driver.next() {
-            self.handle(event);
-        }
-    }
-
-    fn handle(&mut self, event: Event) {
-        match event {
-            Event::Data(from, chunk) => {
-                assert!(chunk.len() > 0);
-                assert_eq!(self.driver.bytes(&chunk).len(), chunk.len());
-                self.note(from, Note::Data);
-                let Some(to) = self.pairs.get(&from).copied() else {
-                    self.got.entry(from).or_default().extend_from_slice(self.driver.bytes(&chunk));
-                    return self.driver.release(chunk);
-                };
-                let outcome = self.driver.send(to, chunk).unwrap();
-                self.count(to, outcome.now);
-                if outcome.full {
-                    self.driver.receive(from, false);
-                    self.paused.insert(from);
-                }
-            }
-            Event::End(key) => {
-                self.note(key, Note::End);
-                if let Some(to) = self.pairs.get(&key).copied() {
-                    self.ending.insert(to);
-                    self.end(to);
-                }
-            }
-            Event::Sent(key, bytes) => {
-                self.note(key, Note::Sent);
-                self.count(key, bytes);
-                if self.flushes && self.driver.has_queued(key) {
-                    let outcome = self.driver.flush(key).unwrap();
-                    self.count(key, outcome.now);
-                }
-                self.end(key);
-                if let Some(from) = self.pairs.get(&key)
-                    && !self.driver.is_full(key)
-                    && self.paused.remove(from)
-                {
-                    self.driver.receive(*from, true);
-                }
-            }
-            Event::Broken(key, error) => self.note(key, Note::Broken(error.kind())),
-            Event::Connected(key) => self.note(key, Note::Connected),
-            Event::Quiet(key) => self.note(key, Note::Quiet),
-            Event::Readable(key) => self.note(key, Note::Readable),
-            Event::Writable(key) => self.note(key, Note::Writable),
-            Event::Watched(what) => self.watched.push(what),
-        }
-    }
-
-    /// Passes a FIN on once everything before it is gone.
-    fn end(&mut self, to: Key) {
-        if !self.driver.has_queued(to) && self.ending.remove(&to) {
-            self.driver.shut_down_write(to).unwrap();
-        }
-    }
-
-    /// Knows nothing of a socket any more, as one that was closed.
-    pub(super) fn forget(&mut self, key: Key) {
-        self.paused.remove(&key);
-        self.ending.remove(&key);
-        self.notes.retain(|(of, _)| *of != key);
-    }
-
-    fn note(&mut self, key: Key, note: Note) {
-        let broken = self.notes.iter().any(|(of, note)| *of == key && matches!(note, Note::Broken(_)));
-        assert!(!broken, "{note:?} of {key:?} after its end");
-        self.notes.push((key, note));
-    }
-
-    fn count(&mut self, key: Key, bytes: usize) {
-        *self.sent.entry(key).or_default() += bytes;
-    }
-
-    pub(super) fn sent(&self, key: Key) -> usize {
-        self.sent.get(&key).copied().unwrap_or(0)
-    }
-
-    pub(super) fn got(&self, key: Key) -> &[u8] {
-        self.got.get(&key).map_or(&[], Vec::as_slice)
-    }
-
-    /// What happened to a socket, sends and data left out.
-    pub(super) fn notes(&self, key: Key) -> Vec<Note> {
-        let of_key =
-            self.notes.iter().filter(|(of, note)| *of == key && !matches!(note, Note::Data | Note::Sent));
-        of_key.map(|(_, note)| *note).collect()
-    }
-
-    /// Goes on until it is so.
-    pub(super) fn until(&mut self, what: &str, mut is_so: impl FnMut(&mut Self) -> bool) {
-        let end = Instant::now() + PATIENCE;
-        while !is_so(self) {
-            assert!(
-                Instant::now() < end,
-                "waited in vain: {what}; {:?}",
-                self.notes.iter().rev().take(20).collect::<Vec<_>>()
-            );
-            self.step(Duration::from_millis(10));
-        }
-    }
-
-    /// Goes on for a while in which nothing of interest is to happen.
-    pub(super) fn for_a_while(&mut self) {
-        let end = Instant::now() + STILL;
-        while Instant::now() < end {
-            self.step(Duration::from_millis(10));
-        }
-    }
-
-    pub(super) fn until_note(&mut self, key: Key, note: Note) {
-        self.until(&format!("{note:?}"), |core| core.notes(key).contains(&note));
-    }
-
-    pub(super) fn quieten(&mut self, key: Key) {
-        self.driver.receive(key, false);
-        self.until_note(key, Note::Quiet);
-        self.notes.retain(|(of, note)| *of != key || *note != Note::Quiet);
-    }
-}
-
-/// A connected socket for a driver, and its peer (which blocks, with a deadline).
-pub(super) fn tcp_pair() -> (OwnedFd, TcpStream) {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let (ours, _) = listener.accept().unwrap();
-    for stream in [&ours, &peer] {
-        stream.set_nodelay(true).unwrap();
-    }
-    peer.set_read_timeout(Some(PATIENCE)).unwrap();
-    ours.set_nonblocking(true).unwrap();
-    (ours.into(), peer)
-}
-
-pub(super) fn reset(peer: TcpStream) {
-    SockRef::from(&peer).set_linger(Some(Duration::ZERO)).unwrap();
-    drop(peer);
-}
-
-/// Numbers that look random and are always the same.
-pub(super) struct Dice(pub(super) u64);
-
-impl Dice {
-    pub(super) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        self.0 >> 33
-    }
-
-    /// From 1 to `most`.
-    pub(super) fn size(&mut self, most: usize) -> usize {
-        usize::try_from(self.next()).unwrap() % most + 1
-    }
-
-    pub(super) fn bytes(&mut self, count: usize) -> Vec<u8> {
-        (0..count).map(|_| self.next().to_le_bytes()[0]).collect()
-    }
-}
-
-/// Writes in pieces of random sizes, then sends a FIN.
-pub(super) fn writer(mut peer: TcpStream, bytes: Vec<u8>, mut dice: Dice) -> JoinHandle<()> {
-    thread::spawn(move || {
-        let mut rest = bytes.as_slice();
-        while !rest.is_empty() {
-            let most = [40, 2_000, 60_000][dice.size(3) - 1];
-            let (now, later) = rest.split_at(dice.size(most).min(rest.len()));
-            peer.write_all(now).unwrap();
-            rest = later;
-            if dice.next() % 64 == 0 {
-                thread::sleep(Duration::from_millis(1));
-            }
-        }
-        peer.shutdown(std::net::Shutdown::Write).unwrap();
-    })
-}
-
-/// Reads to the end, now and then slowly.
-pub(super) fn reader(mut peer: TcpStream, mut dice: Dice) -> JoinHandle<Vec<u8>> {
-    thread::spawn(move || {
-        let (mut all, mut buffer) = (Vec::new(), vec![0; 100_000]);
-        loop {
-            let size = dice.size(buffer.len());
-            match peer.read(&mut buffer[..size]).unwrap() {
-                0 => return all,
-                count => all.extend_from_slice(&buffer[..count]),
-            }
-            if dice.next() % 32 == 0 {
-                thread::sleep(Duration::from_millis(2));
-            }
-        }
-    })
-}
-
-/// Writes as much as goes without waiting.
-pub(super) fn stuff(peer: &TcpStream) -> usize {
-    peer.set_nonblocking(true).unwrap();
-    let (mut total, block) = (0, [7; 16 * 1024]);
-    while let Ok(count) = (&mut &*peer).write(&block) {
-        total += count;
-    }
-    peer.set_nonblocking(false).unwrap();
-    total
-}
-
-/// Reads what is there without waiting.
-pub(super) fn slurp(peer: &TcpStream) -> usize {
-    peer.set_nonblocking(true).unwrap();
-    let (mut total, mut buffer) = (0, vec![0; 256 * 1024]);
-    while let Ok(count @ 1..) = (&mut &*peer).read(&mut buffer) {
-        total += count;
-    }
-    peer.set_nonblocking(false).unwrap();
-    total
-}
 
 pub(super) fn bytes_go_both_ways_and_ends_follow_them<D: Driver>(open: impl Fn() -> D) {
     let mut core = Core::new(open());
@@ -535,7 +255,7 @@ pub(super) fn stopping_and_resuming_at_once_loses_nothing<D: Driver>(open: impl 
     core.until("the end", |core| {
         for _ in 0..dice.size(5) {
             core.driver.receive(key, false);
-            if dice.next() % 4 == 0 {
+            if dice.next().is_multiple_of(4) {
                 core.step(Duration::ZERO);
             }
             core.driver.receive(key, true);
@@ -652,24 +372,24 @@ pub(super) fn closing_leaves_no_descriptor<D: Driver>(open: impl Fn() -> D) {
     let mut core = Core::new(open());
     let mut dice = Dice(12);
     let (mut inodes, mut keys, mut peers) = (Vec::new(), Vec::new(), Vec::new());
-    for number in 0..120 {
+    for number in 0..120_u32 {
         let (ours, mut peer) = tcp_pair();
         inodes.push(inode(&ours));
         let key = core.driver.add(ours).unwrap();
         // Everything that can be in flight: a receive, one being stopped, polls, sends that do not fit, bytes, ends and resets nobody has seen.
-        if number % 2 == 0 {
+        if number.is_multiple_of(2) {
             core.driver.receive(key, false);
         }
-        if number % 3 == 0 {
+        if number.is_multiple_of(3) {
             core.driver.poll(key, Readiness::Readable);
         }
-        if number % 5 == 0 {
+        if number.is_multiple_of(5) {
             core.driver.poll(key, Readiness::Writable);
         }
-        if number % 4 == 0 {
+        if number.is_multiple_of(4) {
             core.driver.send_bytes(key, &vec![3; 3_000_000]).unwrap();
         }
-        if number % 7 == 0 {
+        if number.is_multiple_of(7) {
             peer.write_all(&[4; 5000]).unwrap();
         }
         match number % 11 {
@@ -679,12 +399,12 @@ pub(super) fn closing_leaves_no_descriptor<D: Driver>(open: impl Fn() -> D) {
         }
         peers.push(peer);
         keys.push(key);
-        if dice.next() % 8 == 0 {
+        if dice.next().is_multiple_of(8) {
             core.step(Duration::ZERO);
         }
-        if dice.next() % 2 == 0 {
+        if dice.next().is_multiple_of(2) {
             let key = keys.swap_remove(dice.size(keys.len()) - 1);
-            core.driver.close(key, if dice.next() % 2 == 0 { Close::Fin } else { Close::Reset });
+            core.driver.close(key, if dice.next().is_multiple_of(2) { Close::Fin } else { Close::Reset });
         }
     }
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();

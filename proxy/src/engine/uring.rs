@@ -33,7 +33,7 @@ mod tests;
 const FULL: u32 = 64 * 1024;
 
 /// 2 MiB of buffers for each core; a message touches the first page of one.
-const SIZE: Size = Size { submissions: 1024, completions: 8192, buffers: 128, buffer_size: 16 * 1024 };
+const SIZE: Size = Size { submissions: 1024, completions: 8192, buffers: 128, bytes_each: 16 * 1024 };
 
 /// Spare memory for what is gathered: so many pieces are kept for the next use, of at most so many bytes.
 const SPARES: usize = 4;
@@ -52,7 +52,7 @@ pub(crate) struct Uring {
     listening: ListeningSet,
     /// Descriptors to be watched again.
     watch_again: Vec<u8>,
-    spare: Vec<Box<Waiting>>,
+    spare: Vec<Waiting>,
 }
 
 impl Uring {

@@ -7,32 +7,33 @@
 //! * Dropping a ring cancels everything and waits for the completions; if one does not come in time, the memory is leaked.
 //!
 //! The thread that opened a ring is the only one that can use it: the kernel insists (`IORING_SETUP_SINGLE_ISSUER`), the type says so.
-//! Nothing newer than Linux 6.1 is used. Sources: io_uring_setup(2), io_uring_enter(2), io_uring_register(2).
+//! Nothing newer than Linux 6.1 is used. Sources: `io_uring_setup(2)`, `io_uring_enter(2)`, `io_uring_register(2)`.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::marker::PhantomData;
-use std::mem::{ManuallyDrop, take};
+use std::mem::ManuallyDrop;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use io_uring::types::{CancelBuilder, Fd, SubmitArgs, Timespec};
-use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
+use io_uring::types::{Fd, SubmitArgs, Timespec};
+use io_uring::{EnterFlags, IoUring, opcode, squeue};
 use socket2::SockAddr;
 
 mod buffers;
+mod complete;
 #[cfg(test)]
 pub(crate) mod faults;
 mod tag;
 
 use buffers::{Buffers, GROUP};
 pub(crate) use tag::Operation;
-use tag::{Tag, What};
+use tag::Tag;
 
-/// How long dropping a ring waits for what is in flight.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How often a submission that the kernel has no memory for is tried in one wait.
+const ATTEMPTS: u32 = 64;
 
 /// How large a ring is.
 #[derive(Clone, Copy, Debug)]
@@ -43,8 +44,8 @@ pub(crate) struct Size {
     pub(crate) completions: u32,
     /// Receive buffers: a power of two, at most 32,768.
     pub(crate) buffers: u16,
-    /// Bytes of each.
-    pub(crate) buffer_size: u32,
+    /// Bytes of each buffer.
+    pub(crate) bytes_each: u32,
 }
 
 /// Bytes to be sent that are not in a buffer of the ring.
@@ -139,6 +140,8 @@ pub(crate) struct Ring {
     backlog: VecDeque<squeue::Entry>,
     /// Operations whose last completion has not been seen.
     outstanding: usize,
+    /// Why a submission failed, to be told by the next wait.
+    failed: Option<io::Error>,
     #[cfg(test)]
     pub(crate) faults: faults::Faults,
     /// Neither `Send` nor `Sync`.
@@ -160,8 +163,7 @@ impl Ring {
         if !ring.params().is_feature_nodrop() || !ring.params().is_feature_ext_arg() {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "the kernel's io_uring is too old"));
         }
-        let buffers =
-            Buffers::map(size.buffers, size.buffer_size).map_err(|error| refused("mmap", &error))?;
+        let buffers = Buffers::map(size.buffers, size.bytes_each).map_err(|error| refused("mmap", &error))?;
         let owned =
             Owned { ring, buffers, sending: Vec::new(), connecting: HashMap::new(), watched: [None, None] };
         let mut ring = Self {
@@ -173,6 +175,7 @@ impl Ring {
             open: 0,
             backlog: VecDeque::new(),
             outstanding: 0,
+            failed: None,
             #[cfg(test)]
             faults: faults::Faults::default(),
             thread: PhantomData,
@@ -402,8 +405,12 @@ impl Ring {
             if self.try_push(&entry) {
                 return;
             }
-            // Full: what is there goes now. An error is met again by the next wait, which tells it.
-            let _ = self.enter(0, None);
+            // Full: what is there goes now.
+            if let Err(error) = self.enter(0, None)
+                && !is_passing(&error)
+            {
+                self.failed = Some(error);
+            }
             if self.try_push(&entry) {
                 return;
             }
@@ -418,9 +425,13 @@ impl Ring {
     }
 
     /// Submits everything and waits for a completion, at most for `timeout` (`None`: for ever). A signal or a shortage of the kernel's ends
-    /// the wait early.
+    /// the wait early. `EBADR`: the kernel lost completions, so the ring is of no use any more.
     pub(crate) fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
         self.owned.buffers.publish();
+        let mut failures = 0;
         loop {
             while let Some(entry) = self.backlog.pop_front() {
                 if !self.try_push(&entry) {
@@ -431,14 +442,18 @@ impl Ring {
             let all = self.backlog.is_empty();
             let want = u32::from(all && timeout != Some(Duration::ZERO));
             match self.enter(want, timeout) {
-                Ok(_) if all => return Ok(()),
                 Ok(_) => {}
-                Err(error) => return if is_passing(&error) { Ok(()) } else { Err(error) },
+                Err(error) if is_passing(&error) => failures += 1,
+                Err(error) => return Err(error),
+            }
+            // What was asked for in this round is submitted in this round, or a send could take place when nobody wants it any more.
+            if (all && self.owned.ring.submission().is_empty()) || failures > ATTEMPTS {
+                return Ok(());
             }
         }
     }
 
-    /// io_uring_enter(2). Completions are fetched in any case: work that the kernel has put off is only done then.
+    /// `io_uring_enter(2)`. Completions are fetched in any case: work that the kernel has put off is only done then.
     fn enter(&mut self, want: u32, timeout: Option<Duration>) -> io::Result<usize> {
         let submit = u32::try_from(self.owned.ring.submission().len()).unwrap_or(u32::MAX);
         let time = timeout.map(Timespec::from);
@@ -446,130 +461,13 @@ impl Ring {
         if let Some(time) = &time {
             arguments = arguments.timespec(time);
         }
-        let flags = EnterFlags::EXT_ARG | EnterFlags::GETEVENTS;
+        let mut flags = EnterFlags::EXT_ARG | EnterFlags::GETEVENTS;
+        if self.owned.ring.params().is_feature_no_iowait() {
+            // A thread that waits for its peers does not wait for a disk (Linux 6.15; without it the host shows up as 100 % iowait).
+            flags |= EnterFlags::NO_IOWAIT;
+        }
         // SAFETY: with EXT_ARG the argument is an `io_uring_getevents_arg`, which `SubmitArgs` is; it and the time live through the call.
         unsafe { self.owned.ring.submitter().enter(submit, want, flags.bits(), Some(&arguments)) }
-    }
-
-    /// The next completion.
-    pub(crate) fn next(&mut self) -> Option<Completion> {
-        loop {
-            let entry = self.owned.ring.completion().next()?;
-            if let Some(completion) = self.complete(&entry) {
-                return Some(completion);
-            }
-        }
-    }
-
-    /// Ends the books of an operation, and says what is of interest.
-    fn complete(&mut self, entry: &cqueue::Entry) -> Option<Completion> {
-        let more = cqueue::more(entry.flags());
-        if !more {
-            self.outstanding = self.outstanding.saturating_sub(1);
-        }
-        let tag = Tag::from_user_data(entry.user_data());
-        let (index, result) = (tag.index(), entry.result());
-        #[cfg(test)]
-        let result = self.faults.result_of(tag, result);
-        let buffer = cqueue::buffer_select(entry.flags());
-        if let Some(buffer) = buffer {
-            self.owned.buffers.received(buffer);
-        }
-        let operation = match tag.what()? {
-            What::Watch(number) => {
-                self.watching &= !(1 << number);
-                return Some(Completion::Watched(number));
-            }
-            What::Cancel(operation) => return self.cancelled(index, operation, result),
-            What::Operation(operation) => operation,
-        };
-        let payload = if operation == Operation::Send { self.payload(tag) } else { None };
-        let descriptor = self.descriptors.get_mut(index as usize)?;
-        if !more {
-            descriptor.in_flight &= !operation.bit();
-            if operation == Operation::Connect {
-                self.owned.connecting.remove(&index);
-            }
-        }
-        if descriptor.dismissed {
-            for buffer in buffer.into_iter().chain(payload.as_ref().and_then(Payload::buffer)) {
-                self.owned.buffers.give(buffer);
-            }
-            return self.close_if_done(index).then_some(Completion::Closed(index));
-        }
-        Some(match operation {
-            Operation::Receive => Completion::Received { index, result, buffer, more },
-            Operation::Send => Completion::Sent { index, result, payload: payload? },
-            Operation::Connect => Completion::Connected { index, result },
-            Operation::Hangup | Operation::Room | Operation::Readable | Operation::Writable => {
-                Completion::Polled { index, operation, result }
-            }
-        })
-    }
-
-    fn payload(&mut self, tag: Tag) -> Option<Payload> {
-        if let Some(buffer) = tag.buffer() {
-            return self.owned.buffers.sent(buffer).map(|length| Payload::Buffer(buffer, length));
-        }
-        let number = tag.number();
-        let waiting = self.owned.sending.get_mut(number as usize)?.take()?;
-        self.free_sending.push(number);
-        Some(Payload::Owned(waiting))
-    }
-
-    /// A cancellation is done. What is to be closed is cancelled until it is gone.
-    fn cancelled(&mut self, index: u32, operation: Operation, result: i32) -> Option<Completion> {
-        let descriptor = self.descriptors.get_mut(index as usize)?;
-        descriptor.cancels = descriptor.cancels.saturating_sub(1);
-        let missed = result < 0 && descriptor.in_flight & operation.bit() != 0;
-        if descriptor.dismissed {
-            if missed {
-                self.cancel(index, operation);
-            }
-            return self.close_if_done(index).then_some(Completion::Closed(index));
-        }
-        missed.then_some(Completion::NotCancelled { index, operation })
-    }
-
-    /// Cancels everything and waits for it. Whether nothing is in flight any more.
-    fn quiesce(&mut self) -> bool {
-        let end = Instant::now() + PATIENCE;
-        while self.outstanding > 0 {
-            self.push(opcode::AsyncCancel2::new(CancelBuilder::any()).build(), Tag::sweep());
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() || self.wait(Some(left.min(Duration::from_millis(20)))).is_err() {
-                return false;
-            }
-            while self.next().is_some() {}
-        }
-        true
-    }
-}
-
-impl Payload {
-    fn buffer(&self) -> Option<u16> {
-        match self {
-            Self::Buffer(buffer, _) => Some(*buffer),
-            Self::Owned(_) => None,
-        }
-    }
-}
-
-impl Drop for Ring {
-    fn drop(&mut self) {
-        // Nothing new is begun by closing: a descriptor that is dismissed here is closed with the vector at the latest.
-        let done = self.quiesce();
-        if done {
-            // SAFETY: dropped once, here, and not used afterwards. Nothing is in flight, so the kernel has done with all of it.
-            unsafe { ManuallyDrop::drop(&mut self.owned) };
-        } else {
-            tracing::error!(
-                outstanding = self.outstanding,
-                "io_uring did not end what was in flight; its memory is left to it"
-            );
-            // The descriptors must not be closed under operations that have not been submitted yet, either.
-            std::mem::forget(take(&mut self.descriptors));
-        }
     }
 }
 
@@ -577,7 +475,7 @@ impl Drop for Ring {
 fn is_passing(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
-        Some(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY | libc::ENOMEM | libc::EBADR)
+        Some(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY | libc::ENOMEM)
     )
 }
 

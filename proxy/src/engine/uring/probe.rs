@@ -4,12 +4,13 @@ use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use super::{Completion, Operation, Payload, Ring};
+use super::{Completion, Operation, Payload, Ring, Waiting};
+use crate::engine::sys::ring::refused;
 
 /// Each step is done at once, or something is wrong.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Receives twice with one multishot operation, sends from a buffer, cancels, closes. The error says what does not work.
+/// Receives twice with one multishot operation, sends from a buffer, fills the socket, cancels, closes. The error says what does not work.
 pub(super) fn probe(ring: &mut Ring) -> io::Result<()> {
     let (ours, mut theirs) = UnixStream::pair()?;
     ours.set_nonblocking(true)?;
@@ -21,15 +22,16 @@ pub(super) fn probe(ring: &mut Ring) -> io::Result<()> {
         let buffer = receive_once(ring, word)?;
         send_once(ring, index, buffer, &mut theirs, word)?;
     }
+    fill(ring, index)?;
     ring.cancel(index, Operation::Receive);
     match next(ring)? {
         Some(Completion::Received { result, more: false, .. }) if result == -libc::ECANCELED => {}
-        other => return Err(unexpected("cancel", other)),
+        other => return Err(unexpected("cancel", other.as_ref())),
     }
     if !ring.dismiss(index) {
         match next(ring)? {
             Some(Completion::Closed(_)) => {}
-            other => return Err(unexpected("close", other)),
+            other => return Err(unexpected("close", other.as_ref())),
         }
     }
     Ok(())
@@ -46,7 +48,7 @@ fn next(ring: &mut Ring) -> io::Result<Option<Completion>> {
         if left.is_zero() {
             return Ok(None);
         }
-        ring.wait(Some(left)).map_err(|error| super::super::sys::ring::refused("io_uring_enter", &error))?;
+        ring.wait(Some(left)).map_err(|error| refused("io_uring_enter", &error))?;
     }
 }
 
@@ -57,7 +59,7 @@ fn receive_once(ring: &mut Ring, word: &[u8]) -> io::Result<u16> {
         {
             Ok(buffer)
         }
-        other => Err(unexpected("multishot receive", other)),
+        other => Err(unexpected("multishot receive", other.as_ref())),
     }
 }
 
@@ -72,11 +74,29 @@ fn send_once(ring: &mut Ring, index: u32, buffer: u16, to: &mut UnixStream, word
         {
             ring.give_back(buffer);
         }
-        other => return Err(unexpected("send", other)),
+        other => return Err(unexpected("send", other.as_ref())),
     }
     let mut got = [0; 3];
     to.read_exact(&mut got)?;
     if got == *word { Ok(()) } else { Err(failed("send")) }
+}
+
+/// A send that finds no room has to say so at once: one that waited in the kernel would go on by itself.
+fn fill(ring: &mut Ring, index: u32) -> io::Result<()> {
+    const MUCH: usize = 64 * 1024 * 1024;
+    let mut sent = 0;
+    while sent < MUCH {
+        let block = Box::new(Waiting { bytes: vec![0; 64 * 1024], from: 0 });
+        ring.send_owned(index, block).map_err(|_| failed("send"))?;
+        match next(ring)? {
+            Some(Completion::Sent { result, .. }) if result > 0 => {
+                sent += usize::try_from(result).unwrap_or(0)
+            }
+            Some(Completion::Sent { result, .. }) if result == -libc::EAGAIN => return Ok(()),
+            other => return Err(unexpected("send without waiting", other.as_ref())),
+        }
+    }
+    Err(failed("send without waiting"))
 }
 
 fn failed(step: &str) -> io::Error {
@@ -84,14 +104,14 @@ fn failed(step: &str) -> io::Error {
 }
 
 /// What came instead of what was expected.
-fn unexpected(step: &str, completion: Option<Completion>) -> io::Error {
+fn unexpected(step: &str, completion: Option<&Completion>) -> io::Error {
     let result = match completion {
         Some(
             Completion::Received { result, .. }
             | Completion::Sent { result, .. }
             | Completion::Connected { result, .. }
             | Completion::Polled { result, .. },
-        ) => result,
+        ) => *result,
         Some(Completion::NotCancelled { .. } | Completion::Watched(_) | Completion::Closed(_)) => 0,
         None => {
             return io::Error::new(io::ErrorKind::TimedOut, format!("io_uring {step}: no completion came"));
@@ -99,7 +119,7 @@ fn unexpected(step: &str, completion: Option<Completion>) -> io::Error {
     };
     if result < 0 {
         let error = io::Error::from_raw_os_error(-result);
-        return super::super::sys::ring::refused(&format!("io_uring {step}"), &error);
+        return refused(&format!("io_uring {step}"), &error);
     }
     failed(step)
 }

@@ -1,5 +1,6 @@
 //! The sending half of a socket.
 
+use super::socket::Socket;
 use super::{
     Event, FULL, Key, LARGEST_SPARE, Operation, Payload, Receiving, SPARES, Sending, Sent, Uring, Waiting,
 };
@@ -22,9 +23,9 @@ impl Uring {
         }
         if !self.append_to_staged(to.index, &chunk) {
             self.unstage(to.index);
-            let mut waiting = self.take_waiting(to.index);
-            waiting.bytes.extend_from_slice(self.ring.bytes(chunk.buffer, chunk.length));
-            self.put_waiting(to.index, waiting);
+            if let Some(waiting) = waiting_of(&mut self.sockets, &mut self.spare, to.index) {
+                waiting.bytes.extend_from_slice(self.ring.bytes(chunk.buffer, chunk.length));
+            }
         }
         self.ring.give_back(chunk.buffer);
         self.queue_grew(to.index, chunk.length)
@@ -37,9 +38,9 @@ impl Uring {
             return Sent::default();
         }
         self.unstage(to.index);
-        let mut waiting = self.take_waiting(to.index);
-        waiting.bytes.extend_from_slice(bytes);
-        self.put_waiting(to.index, waiting);
+        if let Some(waiting) = waiting_of(&mut self.sockets, &mut self.spare, to.index) {
+            waiting.bytes.extend_from_slice(bytes);
+        }
         self.queue_grew(to.index, u32::try_from(bytes.len()).unwrap_or(u32::MAX))
     }
 
@@ -87,25 +88,13 @@ impl Uring {
     fn unstage(&mut self, index: u32) {
         let Some((_, socket)) = self.socket_at(index) else { return };
         let Some(chunk) = socket.staged.take() else { return };
-        let mut waiting = self.take_waiting(index);
-        waiting.bytes.extend_from_slice(self.ring.bytes(chunk.buffer, chunk.length));
-        self.put_waiting(index, waiting);
+        if let Some(waiting) = waiting_of(&mut self.sockets, &mut self.spare, index) {
+            waiting.bytes.extend_from_slice(self.ring.bytes(chunk.buffer, chunk.length));
+        }
         self.ring.give_back(chunk.buffer);
     }
 
-    /// What waits, or spare memory for it.
-    fn take_waiting(&mut self, index: u32) -> Box<Waiting> {
-        let waiting = self.sockets.get_mut(index as usize).and_then(|socket| socket.waiting.take());
-        waiting.or_else(|| self.spare.pop()).unwrap_or_default()
-    }
-
-    fn put_waiting(&mut self, index: u32, waiting: Box<Waiting>) {
-        if let Some(socket) = self.sockets.get_mut(index as usize) {
-            socket.waiting = Some(waiting);
-        }
-    }
-
-    fn keep_spare(&mut self, mut waiting: Box<Waiting>) {
+    fn keep_spare(&mut self, mut waiting: Waiting) {
         if self.spare.len() < SPARES && waiting.bytes.capacity() <= LARGEST_SPARE {
             waiting.bytes.clear();
             waiting.from = 0;
@@ -113,28 +102,34 @@ impl Uring {
         }
     }
 
-    /// Begins the sends of this round.
+    /// Begins the sends of this round, in the order in which they were asked for.
     pub(super) fn send_outbox(&mut self) {
-        while let Some(index) = self.outbox.pop() {
-            let Some(socket) = self.sockets.get_mut(index as usize) else { continue };
-            if socket.sending != Sending::Ready {
-                continue;
+        let mut outbox = std::mem::take(&mut self.outbox);
+        for index in outbox.drain(..) {
+            self.begin_send(index);
+        }
+        self.outbox = outbox;
+    }
+
+    fn begin_send(&mut self, index: u32) {
+        let Some(socket) = self.sockets.get_mut(index as usize) else { return };
+        if socket.sending != Sending::Ready {
+            return;
+        }
+        socket.sending = Sending::Busy;
+        if let Some(chunk) = socket.staged.take() {
+            debug_assert!(socket.waiting.is_none(), "what is gathered is unstaged");
+            if !self.ring.send_buffer(index, chunk.buffer, chunk.length) {
+                debug_assert!(false, "a second send for {index}");
+                self.ring.give_back(chunk.buffer);
             }
-            socket.sending = Sending::Busy;
-            if let Some(chunk) = socket.staged.take() {
-                debug_assert!(socket.waiting.is_none(), "what is gathered is unstaged");
-                if !self.ring.send_buffer(index, chunk.buffer, chunk.length) {
-                    debug_assert!(false, "a second send for {index}");
-                    self.ring.give_back(chunk.buffer);
-                }
-            } else if let Some(waiting) = socket.waiting.take()
-                && let Err(waiting) = self.ring.send_owned(index, waiting)
-            {
-                // Too many at once: it waits for another flush.
-                socket.waiting = Some(waiting);
-                socket.sending = Sending::Full;
-                self.ring.poll(index, Operation::Room);
-            }
+        } else if let Some(waiting) = socket.waiting.take()
+            && let Err(waiting) = self.ring.send_owned(index, waiting)
+        {
+            // Too many at once: it waits for another flush.
+            socket.waiting = Some(waiting);
+            socket.sending = Sending::Full;
+            self.ring.poll(index, Operation::Room);
         }
     }
 
@@ -172,7 +167,7 @@ impl Uring {
                 waiting.from = waiting.from.saturating_add(taken as usize);
                 let rest = waiting.rest().len();
                 if rest == 0 {
-                    self.keep_spare(waiting);
+                    self.keep_spare(*waiting);
                     return None;
                 }
                 if waiting.bytes.capacity() > 2 * rest {
@@ -210,4 +205,14 @@ impl Uring {
         socket.sending = Sending::Idle;
         Some(Event::Sent(key, 0))
     }
+}
+
+/// Where what waits for a socket is gathered.
+fn waiting_of<'a>(
+    sockets: &'a mut [Socket],
+    spare: &mut Vec<Waiting>,
+    index: u32,
+) -> Option<&'a mut Waiting> {
+    let socket = sockets.get_mut(index as usize)?;
+    Some(socket.waiting.get_or_insert_with(|| Box::new(spare.pop().unwrap_or_default())))
 }

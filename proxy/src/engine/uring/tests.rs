@@ -4,12 +4,14 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 
 use super::*;
-use crate::engine::conformance::{Core, Dice, Note, conformance, reader, reset, slurp, tcp_pair, writer};
+use crate::engine::conformance::{
+    Core, Dice, Note, conformance, reader, reset, slurp, stuff, tcp_pair, writer,
+};
 
 conformance!(usual, || Uring::open().unwrap());
 
 /// Everything is scarce: two operations at a time, four completions, two small buffers.
-const TINY: Size = Size { submissions: 2, completions: 4, buffers: 2, buffer_size: 4096 };
+const TINY: Size = Size { submissions: 2, completions: 4, buffers: 2, bytes_each: 4096 };
 
 conformance!(tiny, || Uring::with_size(TINY).unwrap());
 
@@ -59,7 +61,7 @@ fn a_starved_socket_can_be_stopped_and_closed() {
     let mut core = tiny();
     let mut sockets: Vec<_> = (0..20).map(|_| core.socket()).collect();
     let receiving = |core: &Core<Uring>, key: Key| core.driver.socket(key).map(|socket| socket.receiving);
-    let mut round = 0;
+    let mut round = 0_u32;
     while !sockets.is_empty() {
         for (_, peer) in &mut sockets {
             peer.write_all(&[5; 3000]).unwrap();
@@ -68,7 +70,7 @@ fn a_starved_socket_can_be_stopped_and_closed() {
         let starved = sockets.iter().position(|(key, _)| receiving(&core, *key) == Some(Receiving::Starved));
         let Some(starved) = starved else { continue };
         let (key, _peer) = sockets.swap_remove(starved);
-        if round % 2 == 0 {
+        if round.is_multiple_of(2) {
             core.quieten(key);
         }
         core.driver.close(key, Close::Reset);
@@ -92,6 +94,26 @@ fn short_sends_lose_nothing() {
             driver.ring.faults.send_at_most.insert(key.index, 777);
         });
     }
+}
+
+#[test]
+fn what_comes_during_a_send_goes_behind_it() {
+    let mut core = usual();
+    let (to, mut peer) = core.socket();
+    core.driver.ring.faults.send_at_most.insert(to.index, 3);
+    let mut expected = String::new();
+    for number in 0..20 {
+        let (first, second) = (format!("first {number} "), format!("second {number} "));
+        core.driver.send_bytes(to, first.as_bytes()).unwrap();
+        core.driver.wait(Some(Duration::ZERO)).unwrap();
+        // The send has been tried, and took three bytes. Nobody has asked yet.
+        core.driver.send_bytes(to, second.as_bytes()).unwrap();
+        core.until("all is sent", |core| !core.driver.has_queued(to));
+        expected += &(first + &second);
+    }
+    let mut arrived = vec![0; expected.len()];
+    peer.read_exact(&mut arrived).unwrap();
+    assert_eq!(String::from_utf8(arrived).unwrap(), expected);
 }
 
 #[test]
@@ -189,7 +211,7 @@ fn a_stalled_reader_holds_no_buffer() {
     let stalled: Vec<(TcpStream, TcpStream)> = (0..40).map(|_| core.pair()).collect();
     let mut still = 0;
     core.until("all are stuck", |core| {
-        let written: usize = stalled.iter().map(|(from, _)| crate::engine::conformance::stuff(from)).sum();
+        let written: usize = stalled.iter().map(|(from, _)| stuff(from)).sum();
         still = if written == 0 { still + 1 } else { 0 };
         still > 3 && core.pairs.keys().filter(|key| core.driver.is_full(**key)).count() == 40
     });
@@ -198,7 +220,7 @@ fn a_stalled_reader_holds_no_buffer() {
     let kept =
         sockets.iter().filter_map(|socket| socket.waiting.as_ref()).map(|waiting| waiting.bytes.capacity());
     let most = kept.max().unwrap();
-    let bound = FULL as usize + usize::from(SIZE.buffers) * SIZE.buffer_size as usize;
+    let bound = FULL as usize + usize::from(SIZE.buffers) * SIZE.bytes_each as usize;
     assert!(most <= bound, "{most} bytes for one stalled reader");
 }
 
@@ -279,6 +301,6 @@ fn what_a_kernel_refuses_is_said() {
     let error = Ring::open(Size { submissions: 0, ..TINY }).err().unwrap();
     assert!(error.to_string().starts_with("io_uring_setup: "), "{error}");
     let denied =
-        super::super::sys::ring::refused("io_uring_setup", &io::Error::from_raw_os_error(libc::EPERM));
+        crate::engine::sys::ring::refused("io_uring_setup", &io::Error::from_raw_os_error(libc::EPERM));
     assert!(denied.to_string().contains("kernel.io_uring_disabled"), "{denied}");
 }
