@@ -1,0 +1,5 @@
+//! Tables and plots of what was measured.
+
+pub mod csv;
+pub mod summary;
+pub mod terminal;
