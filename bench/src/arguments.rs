@@ -73,6 +73,9 @@ pub struct Plan {
     /// Where the results go; by default docs/bench for the whole table and target/bench for anything less.
     #[arg(long, env = "OUT", value_name = "DIRECTORY")]
     pub out: Option<PathBuf>,
+    /// Priority of everything that is started, against other work on the machine; 0: none.
+    #[arg(long, env = "NICE", value_name = "-20..19", default_value_t = -10, allow_negative_numbers = true)]
+    pub nice: i32,
     /// The repository, for what is installed in its cache.
     #[arg(long, value_name = "DIRECTORY", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/.."), hide = true)]
     pub repository: PathBuf,
@@ -94,13 +97,17 @@ impl Plan {
         Duration::from_millis(if self.quick { 200 } else { 500 })
     }
 
-    /// Numbers of idle sessions. A quick run has fewer: to open and close them is what takes time.
-    pub fn idle(&self) -> Vec<usize> {
-        match (self.idle.is_empty(), self.quick) {
-            (false, _) => self.idle.clone(),
-            (true, true) => vec![10_000],
-            (true, false) => vec![10_000, 50_000],
-        }
+    /// Numbers of idle sessions, none larger than `possible`. A quick run has one: to open and close them takes time.
+    pub fn idle(&self, possible: u64) -> Vec<usize> {
+        let wanted: &[usize] = match (self.idle.is_empty(), self.quick) {
+            (false, _) => &self.idle,
+            (true, true) => &[10_000],
+            (true, false) => &[10_000, 50_000],
+        };
+        let possible = usize::try_from(possible).unwrap_or(usize::MAX);
+        let mut counts: Vec<usize> = wanted.iter().map(|count| (*count).min(possible)).collect();
+        counts.dedup();
+        counts
     }
 
     /// Nothing is left out.
@@ -151,6 +158,8 @@ mod tests {
         assert_eq!(plan(&["--quick"]).window().unwrap(), Duration::from_secs(1));
         assert_eq!(plan(&["--quick", "--seconds", "0.5"]).window().unwrap(), Duration::from_millis(500));
         assert!(plan(&["--seconds", "0"]).window().is_err());
-        assert_eq!(plan(&["--idle", "5,6"]).idle(), [5, 6]);
+        assert_eq!(plan(&["--idle", "5,6"]).idle(100), [5, 6]);
+        assert_eq!(plan(&[]).idle(9_400), [9_400]);
+        assert_eq!(plan(&["--quick"]).idle(u64::MAX), [10_000]);
     }
 }

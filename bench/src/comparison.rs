@@ -136,7 +136,7 @@ pub fn run(site: &Site, plan: &Plan) -> Result<Results> {
 
 /// The rows that the plan asks for.
 pub fn chosen_rows(plan: &Plan) -> Vec<Row> {
-    let mut rows = rows::all(&plan.idle());
+    let mut rows = rows::all(&plan.idle(sandbox::sessions()));
     rows.retain(|row| plan.rows.is_match(&row.name) && (row.matters || !plan.quick));
     rows
 }
@@ -244,7 +244,8 @@ impl Comparison<'_> {
                     Err(error) => {
                         running.remove(&peer);
                         let why = format!("{error:#}");
-                        println!("{} {:<9} {peer}: absent: {why}", self.remains(), row.name);
+                        let placement = behind.placement.name();
+                        println!("{} {placement:<8} {:<16} {peer:<19} absent: {why}", self.remains(), row.name);
                         self.results.absent.insert(key, why);
                     }
                 }
@@ -413,9 +414,6 @@ impl Run {
 
     /// Opens idle sessions and takes the memory that they cost.
     fn open_idle(&mut self, count: usize, proxy: &Running, pace: &Pace) -> Result<Vec<std::net::TcpStream>> {
-        let needed = 2 * count as u64 + 1000;
-        let have = sandbox::descriptors();
-        ensure!(have >= needed, "{count} sessions need {needed} descriptors, and the limit is {have}");
         let target = proxy.listeners.bench;
         let pids = proxy.pids();
         let open = |count| {

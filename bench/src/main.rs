@@ -34,7 +34,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     if !sandbox::is_inside() {
         return sandbox::enter();
     }
-    let site = sandbox::prepare(plan.repository.clone(), plan.pointsman()?.as_deref())?;
+    let site = sandbox::prepare(plan.repository.clone(), plan.pointsman()?.as_deref(), plan.nice)?;
     let results = comparison::run(&site, plan)?;
     write_down(plan, &results)?;
     Ok(ExitCode::SUCCESS)
@@ -42,7 +42,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
 
 fn list(plan: &Plan) {
     println!("rows:");
-    for row in rows::all(&plan.idle()) {
+    for row in rows::all(&plan.idle(sandbox::sessions())) {
         println!("  {:<18} {}{}", row.name, row.title, if row.matters { " (in a quick run)" } else { "" });
     }
     println!("peers:");

@@ -19,7 +19,7 @@ use crate::site::{Account, Cores};
 /// How long a process may take to end when asked to.
 const STOP_DEADLINE: Duration = Duration::from_secs(3);
 /// Lines of its output in an error message.
-const TAIL_LINES: usize = 12;
+const TAIL_LINES: usize = 4;
 
 /// A running process with all that it has started.
 #[derive(Debug)]
@@ -96,7 +96,7 @@ impl Server {
         let text = fs::read(&self.log).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         let lines: Vec<&str> = text.lines().collect();
-        lines.get(lines.len().saturating_sub(TAIL_LINES)..).unwrap_or_default().join("\n    ")
+        lines.get(lines.len().saturating_sub(TAIL_LINES)..).unwrap_or_default().join(" | ")
     }
 
     fn end(&mut self) -> io::Result<()> {

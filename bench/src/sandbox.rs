@@ -45,8 +45,9 @@ pub fn enter() -> Result<ExitCode> {
     Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
-/// Prepares the inside: limits, network, directory. `pointsman` is copied there.
-pub fn prepare(repository: PathBuf, pointsman: Option<&Path>) -> Result<Site> {
+/// Prepares the inside: priority, limits, network, directory. `pointsman` is copied there.
+pub fn prepare(repository: PathBuf, pointsman: Option<&Path>, nice: i32) -> Result<Site> {
+    take_precedence(nice)?;
     raise_limits()?;
     prepare_network()?;
     // Read before anything is mounted over it.
@@ -80,6 +81,23 @@ fn raise_limits() -> Result<()> {
 /// How many descriptors a process may have.
 pub fn descriptors() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(DESCRIPTORS)
+}
+
+/// How many sessions a proxy may have: two descriptors each, beside its pipes and what else it needs.
+pub fn sessions() -> u64 {
+    descriptors().saturating_sub(1_200) / 2
+}
+
+/// Lets the processes of this run go before other work on the machine. Where the scheduler groups tasks by session
+/// (autogroup, see sched(7)), a nice value counts inside the group only, and the group has one of its own.
+fn take_precedence(nice: i32) -> Result<()> {
+    rustix::process::setsid().context("cannot begin a session")?;
+    rustix::process::setpriority_process(None, nice).context("cannot set the priority")?;
+    let group = Path::new("/proc/self/autogroup");
+    if group.exists() {
+        fs::write(group, nice.to_string()).context("cannot set the priority of the session")?;
+    }
+    Ok(())
 }
 
 fn prepare_network() -> Result<()> {

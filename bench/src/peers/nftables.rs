@@ -30,10 +30,10 @@ impl Rules {
     pub(super) fn find(listeners: Listeners) -> Result<Self> {
         let nft = program("nft").context("nftables is not installed")?;
         let rule = |from: std::net::SocketAddr, to| {
-            format!("ip daddr {} tcp dport {} dnat to {to};", from.ip(), from.port())
+            format!("ip daddr {} tcp dport {} dnat to {to}", from.ip(), from.port())
         };
         let text = format!(
-            "table ip {TABLE} {{ chain out {{ type nat hook output priority -100; {} {} }} }}",
+            "table ip {TABLE} {{ chain out {{ type nat hook output priority -100;\n{}\n{}\n}}\n}}",
             rule(listeners.bench, BACKEND),
             rule(listeners.postgres, POSTGRES)
         );
