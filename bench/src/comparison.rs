@@ -15,6 +15,7 @@ use crate::load::socket::begin;
 use crate::load::{self, Edge, Outcome, Pace, Stream, idle};
 use crate::measure::memory;
 use crate::measure::processes::Pid;
+use crate::measure::statistics::Spread;
 use crate::measure::usage::{Meter, Usage, Watched};
 use crate::peers::{Peer, Running, Store};
 use crate::postgres::Postgres;
@@ -114,6 +115,14 @@ pub struct Results {
     pub absent: Absences,
 }
 
+impl Results {
+    /// How many cores were busy with what is not ours, over all runs.
+    pub fn disturbance(&self) -> Option<Spread> {
+        let share = |run: &Run| run.usage.elsewhere.as_secs_f64() / run.usage.elapsed.as_secs_f64();
+        Spread::of(self.runs.iter().map(share))
+    }
+}
+
 /// Runs the plan and tells of its progress on the standard output.
 pub fn run(site: &Site, plan: &Plan) -> Result<Results> {
     let rows = chosen_rows(plan);
@@ -172,7 +181,8 @@ fn rounds(plan: &Plan, row: &Row) -> usize {
 
 fn total(plan: &Plan, rows: &[Row], placements: &[Placement]) -> usize {
     let of = |row: &Row| {
-        placements.iter().map(|placement| peers(plan, row, *placement).count()).sum::<usize>() * rounds(plan, row)
+        placements.iter().map(|placement| peers(plan, row, *placement).count()).sum::<usize>()
+            * rounds(plan, row)
     };
     rows.iter().map(of).sum()
 }
@@ -245,7 +255,11 @@ impl Comparison<'_> {
                         running.remove(&peer);
                         let why = format!("{error:#}");
                         let placement = behind.placement.name();
-                        println!("{} {placement:<8} {:<16} {peer:<19} absent: {why}", self.remains(), row.name);
+                        println!(
+                            "{} {placement:<8} {:<16} {peer:<19} absent: {why}",
+                            self.remains(),
+                            row.name
+                        );
                         self.results.absent.insert(key, why);
                     }
                 }
@@ -276,12 +290,8 @@ impl Comparison<'_> {
         let proxy = running.get(&peer).context("it is not there")?;
         let _active = proxy.activate()?;
         let cores = behind.placement.load();
-        let pace = Pace {
-            warm: self.plan.warm(),
-            window: self.plan.window()?,
-            threads: cores.count(),
-            cores,
-        };
+        let pace =
+            Pace { warm: self.plan.warm(), window: self.plan.window()?, threads: cores.count(), cores };
         measure(row, round, proxy, behind, &pace)
     }
 
@@ -362,8 +372,7 @@ fn measure(row: &Row, round: usize, proxy: &Running, behind: &Behind, pace: &Pac
         }
         Work::Idle(count) => {
             let sessions = run.open_idle(*count, proxy, pace)?;
-            let outcome =
-                load::streams(target, &[Stream::Ping(64)], pace, &mut |edge| meter.look(edge))?;
+            let outcome = load::streams(target, &[Stream::Ping(64)], pace, &mut |edge| meter.look(edge))?;
             drop(sessions);
             run.take(row, &outcome);
         }

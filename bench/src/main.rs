@@ -1,6 +1,8 @@
 //! `pointsman-bench`: see `--help`.
 
 use std::fs;
+use std::os::unix::fs::{MetadataExt as _, chown};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
@@ -8,8 +10,9 @@ use clap::Parser as _;
 use pointsman_bench::arguments::{Arguments, Part, Plan};
 use pointsman_bench::comparison::{self, Placement, Results};
 use pointsman_bench::peers::Peer;
-use pointsman_bench::report::{csv, summary, terminal};
-use pointsman_bench::site::BACKEND;
+use pointsman_bench::report::machine::Machine;
+use pointsman_bench::report::{csv, goals, markdown, plots, summary, terminal};
+use pointsman_bench::site::{BACKEND, Site};
 use pointsman_bench::{backend, rows, sandbox};
 
 fn main() -> ExitCode {
@@ -36,7 +39,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     let site = sandbox::prepare(plan.repository.clone(), plan.pointsman()?.as_deref(), plan.nice)?;
     let results = comparison::run(&site, plan)?;
-    write_down(plan, &results)?;
+    write_down(plan, &site, &results)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -51,13 +54,32 @@ fn list(plan: &Plan) {
     }
 }
 
-fn write_down(plan: &Plan, results: &Results) -> Result<()> {
-    for placement in [Placement::Pinned, Placement::Unpinned] {
-        print!("{}", terminal::render(&summary::summarise(results, placement)));
-    }
+fn write_down(plan: &Plan, site: &Site, results: &Results) -> Result<()> {
+    let summaries: Vec<_> = [Placement::Pinned, Placement::Unpinned]
+        .into_iter()
+        .flat_map(|placement| summary::summarise(results, placement))
+        .collect();
+    let goals = goals::judge(&summaries);
+    print!("{}", terminal::render(&summaries, &goals));
+    let plots = plots::all(&summaries);
+    let names: Vec<&str> = plots.iter().map(|(name, _)| *name).collect();
+    let readme = markdown::render(&Machine::look(site), results, &summaries, &goals, &names);
     let out = plan.out();
     fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
-    fs::write(out.join("results.csv"), csv::render(results))?;
-    println!("\nwritten to {}", out.display());
+    let files = [("results.csv", csv::render(results)), ("README.md", readme)];
+    for (name, text) in files.into_iter().chain(plots) {
+        fs::write(out.join(name), text).with_context(|| format!("cannot write {name}"))?;
+    }
+    give_back(&out, &plan.repository)?;
+    println!("\nwritten to {}", out.canonicalize().unwrap_or(out).display());
     Ok(())
+}
+
+/// What root has written belongs to whom the repository belongs to.
+fn give_back(out: &Path, repository: &Path) -> Result<()> {
+    let owner = fs::metadata(repository).context("the repository cannot be seen")?;
+    for entry in fs::read_dir(out)? {
+        chown(entry?.path(), Some(owner.uid()), Some(owner.gid()))?;
+    }
+    chown(out, Some(owner.uid()), Some(owner.gid())).context("cannot give the results back")
 }

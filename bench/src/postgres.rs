@@ -43,7 +43,14 @@ impl Postgres {
         let directory = site.fresh_directory("postgres")?;
         let data = directory.join("data");
         let mut initdb = Command::new(programs.join("initdb"));
-        initdb.args(["--auth=trust", "--no-sync", "--username=postgres", "--encoding=UTF8", "--locale=C", "-D"]);
+        initdb.args([
+            "--auth=trust",
+            "--no-sync",
+            "--username=postgres",
+            "--encoding=UTF8",
+            "--locale=C",
+            "-D",
+        ]);
         initdb.arg(&data).current_dir(&directory).uid(site.account.uid).gid(site.account.gid);
         output(&mut initdb)?;
         let listen = format!("listen_addresses={}", POSTGRES.ip());
@@ -58,13 +65,16 @@ impl Postgres {
             "autovacuum=off",
             "dynamic_shared_memory_type=mmap",
         ];
-        let arguments = ["-D", "data"].into_iter().chain(settings.into_iter().flat_map(|setting| ["-c", setting]));
+        let arguments =
+            ["-D", "data"].into_iter().chain(settings.into_iter().flat_map(|setting| ["-c", setting]));
         let server =
             Server::start(&directory, Some(site.account), cores, &programs.join("postgres"), arguments)?;
         let mut postgres = Self { server, programs, account: site.account };
         let ready = postgres.client("pg_isready", POSTGRES);
         let mut ready = ready;
-        postgres.server.wait_until("to accept connections", READY_DEADLINE, || output(&mut ready).map(drop))?;
+        postgres
+            .server
+            .wait_until("to accept connections", READY_DEADLINE, || output(&mut ready).map(drop))?;
         output(postgres.client("pgbench", POSTGRES).args(["-i", "-q", "-s", SCALE]))?;
         Ok(postgres)
     }
@@ -111,7 +121,11 @@ impl Postgres {
         let child = spawn_on(&pace.cores, &mut command)?;
         let output = child.wait_with_output()?;
         let text = String::from_utf8_lossy(&output.stdout);
-        ensure!(output.status.success(), "pgbench failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+        ensure!(
+            output.status.success(),
+            "pgbench failed: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
         PgbenchReport::parse(&text).with_context(|| format!("a strange report of pgbench: {text}"))
     }
 }
@@ -124,7 +138,10 @@ fn programs() -> Result<PathBuf> {
     versions.sort_unstable();
     let newest = versions.last().context("PostgreSQL is not installed")?;
     let programs = PathBuf::from(format!("/usr/lib/postgresql/{newest}/bin"));
-    ensure!(programs.join("initdb").is_file() && programs.join("pgbench").is_file(), "PostgreSQL is not complete");
+    ensure!(
+        programs.join("initdb").is_file() && programs.join("pgbench").is_file(),
+        "PostgreSQL is not complete"
+    );
     Ok(programs)
 }
 

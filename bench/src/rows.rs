@@ -100,7 +100,9 @@ impl Row {
     /// What its rate counts.
     pub fn unit(&self) -> Unit {
         match &self.work {
-            Work::Streams(streams) if streams.iter().any(|stream| matches!(stream, Stream::Ping(_))) => Unit::Request,
+            Work::Streams(streams) if streams.iter().any(|stream| matches!(stream, Stream::Ping(_))) => {
+                Unit::Request
+            }
             Work::Streams(_) => Unit::Gigabyte,
             Work::Churn(_) => Unit::Connection,
             Work::Pgbench { .. } => Unit::Transaction,
@@ -152,7 +154,11 @@ pub fn all(idle: &[usize]) -> Vec<Row> {
         for count in [1, 8] {
             let plural = if count == 1 { "" } else { "s" };
             let work = Work::Streams(vec![stream; count]);
-            let row = Row::new(format!("bulk-{word}-{count}"), format!("bulk {title}, {count} stream{plural}"), work);
+            let row = Row::new(
+                format!("bulk-{word}-{count}"),
+                format!("bulk {title}, {count} stream{plural}"),
+                work,
+            );
             rows.push(row.matters(true).unpinned(true));
         }
     }
@@ -162,7 +168,9 @@ pub fn all(idle: &[usize]) -> Vec<Row> {
             let title = format!("ping-pong {size_title}, {count} connection{plural}");
             let work = Work::Streams(vec![Stream::Ping(size); count]);
             let matters = size == 64 && (count == 32 || count == 256);
-            rows.push(Row::new(format!("pingpong-{size}-{count}"), title, work).matters(matters).unpinned(matters));
+            rows.push(
+                Row::new(format!("pingpong-{size}-{count}"), title, work).matters(matters).unpinned(matters),
+            );
         }
     }
     for (clients, reconnect) in [(1, false), (16, false), (64, false), (16, true)] {
@@ -175,7 +183,8 @@ pub fn all(idle: &[usize]) -> Vec<Row> {
     }
     let churn = Row::new("churn".into(), format!("connect-churn, {CHURN} at a time"), Work::Churn(CHURN));
     rows.push(churn.matters(true).unpinned(true));
-    let mixture = [Stream::Download, Stream::Upload].into_iter().chain(repeat_n(Stream::Ping(64), 32)).collect();
+    let mixture =
+        [Stream::Download, Stream::Upload].into_iter().chain(repeat_n(Stream::Ping(64), 32)).collect();
     let title = "ping-pong 64 B, 32 connections, beside bulk both ways";
     rows.push(Row::new("mixed".into(), title.into(), Work::Streams(mixture)).matters(true).unpinned(true));
     for (index, count) in idle.iter().enumerate() {
@@ -194,8 +203,17 @@ mod tests {
         let rows = all(&[10_000]);
         let quick: Vec<&str> = rows.iter().filter(|row| row.matters).map(|row| &*row.name).collect();
         let wanted = [
-            "bulk-down-1", "bulk-down-8", "bulk-up-1", "bulk-up-8", "pingpong-64-32", "pingpong-64-256",
-            "pgbench-16", "pgbench-64", "churn", "mixed", "idle-10000",
+            "bulk-down-1",
+            "bulk-down-8",
+            "bulk-up-1",
+            "bulk-up-8",
+            "pingpong-64-32",
+            "pingpong-64-256",
+            "pgbench-16",
+            "pgbench-64",
+            "churn",
+            "mixed",
+            "idle-10000",
         ];
         assert_eq!(quick, wanted);
     }

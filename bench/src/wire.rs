@@ -92,10 +92,12 @@ pub fn first_message(bytes: &[u8]) -> First {
     let Some(message) = bytes.get(..length) else { return First::Incomplete };
     match split_u32(rest) {
         Some((SSL_REQUEST | GSSENC_REQUEST, _)) => First::Encryption,
-        Some((PROTOCOL, _)) => match database(message.get(8..).unwrap_or_default()).and_then(Pattern::parse) {
-            Some(pattern) => First::Startup { pattern, length },
-            None => First::Strange,
-        },
+        Some((PROTOCOL, _)) => {
+            match database(message.get(8..).unwrap_or_default()).and_then(Pattern::parse) {
+                Some(pattern) => First::Startup { pattern, length },
+                None => First::Strange,
+            }
+        }
         _ => First::Strange,
     }
 }

@@ -85,8 +85,7 @@ pub fn run(
             .iter()
             .enumerate()
             .map(|(index, tally)| {
-                let worker =
-                    Worker { index, threads: pace.threads, tally, phase: &phase, ready: &ready };
+                let worker = Worker { index, threads: pace.threads, tally, phase: &phase, ready: &ready };
                 let work = &work;
                 scope.spawn(move || {
                     pace.cores.confine_this_thread()?;
@@ -124,15 +123,10 @@ fn wait_until_ready(ready: &AtomicUsize, threads: usize, has_ended: impl Fn() ->
     Ok(())
 }
 
-fn measure(
-    pace: &Pace,
-    observer: Observer<'_>,
-    tallies: &[Tally],
-    phase: &AtomicU8,
-    outcome: &mut Outcome,
-) {
+fn measure(pace: &Pace, observer: Observer<'_>, tallies: &[Tally], phase: &AtomicU8, outcome: &mut Outcome) {
     let read = || {
-        let sum = |of: fn(&Tally) -> &AtomicU64| tallies.iter().map(|tally| of(tally).load(Relaxed)).sum::<u64>();
+        let sum =
+            |of: fn(&Tally) -> &AtomicU64| tallies.iter().map(|tally| of(tally).load(Relaxed)).sum::<u64>();
         (sum(|tally| &tally.requests), sum(|tally| &tally.bytes))
     };
     phase.store(MEASURING, Relaxed);

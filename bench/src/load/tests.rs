@@ -23,12 +23,7 @@ fn server(threads: usize) -> SocketAddr {
 }
 
 fn pace(threads: usize) -> Pace {
-    Pace {
-        warm: Duration::from_millis(50),
-        window: Duration::from_millis(300),
-        threads,
-        cores: Cores::all(),
-    }
+    Pace { warm: Duration::from_millis(50), window: Duration::from_millis(300), threads, cores: Cores::all() }
 }
 
 /// A forwarder of one connection that counts the bytes each way: the independent witness.

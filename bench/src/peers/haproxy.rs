@@ -24,6 +24,8 @@ fn configuration(listeners: Listeners, splice: Splice, sessions: u64) -> String 
         Splice::Always => "    option splice-request\n    option splice-response\n",
     };
     let Listeners { bench, postgres } = listeners;
+    // Beside the idle ones, a few that are not.
+    let sessions = sessions + 100;
     format!(
         "global
     maxconn {sessions}

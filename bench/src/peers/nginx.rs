@@ -15,7 +15,10 @@ pub(super) fn start(site: &Site, cores: &Cores, peer: Peer) -> Result<Server> {
     let program = program("nginx").context("nginx is not installed")?;
     ensure!(Path::new(MODULE).is_file(), "nginx's stream module is not installed");
     let directory = site.fresh_directory(peer.name())?;
-    std::fs::write(directory.join("nginx.conf"), configuration(peer.listeners(), cores.count(), sandbox::descriptors()))?;
+    std::fs::write(
+        directory.join("nginx.conf"),
+        configuration(peer.listeners(), cores.count(), sandbox::descriptors()),
+    )?;
     let directory_text = directory.to_string_lossy().into_owned();
     let arguments = ["-p", &directory_text, "-c", "nginx.conf", "-e", "stderr"];
     Server::start(&directory, Some(site.account), cores, &program, arguments)

@@ -42,7 +42,8 @@ impl Store {
             ["--initial-advertise-peer-urls", &peer],
             ["--initial-cluster", &initial],
         ];
-        let mut server = Server::start(&directory, Some(site.account), cores, &etcd, arguments.as_flattened())?;
+        let mut server =
+            Server::start(&directory, Some(site.account), cores, &etcd, arguments.as_flattened())?;
         server.wait_until("to answer", ETCD_DEADLINE, || put("/pointsman-bench", "ready"))?;
         for (scope, address) in CLUSTERS {
             // A primary is believed when its member key is newer than the leader key.
@@ -58,7 +59,15 @@ fn put(key: &str, value: &str) -> Result<()> {
     let etcdctl = program("etcdctl").context("etcdctl is not installed")?;
     let endpoint = format!("http://{ETCD}");
     let mut command = Command::new(etcdctl);
-    command.env("ETCDCTL_API", "3").args(["--endpoints", &endpoint, "--command-timeout=2s", "put", "--", key, value]);
+    command.env("ETCDCTL_API", "3").args([
+        "--endpoints",
+        &endpoint,
+        "--command-timeout=2s",
+        "put",
+        "--",
+        key,
+        value,
+    ]);
     output(&mut command).map(drop)
 }
 

@@ -2,15 +2,31 @@
 
 use std::fmt::Write as _;
 
+use super::goals::{Goal, Verdict};
 use super::summary::{Cell, Summary};
 use crate::comparison::significant;
 use crate::measure::statistics::Spread;
+use crate::peers::Peer;
 
-/// One block for each row.
-pub fn render(summaries: &[Summary<'_>]) -> String {
+/// One block for each row, then the goals.
+pub fn render(summaries: &[Summary<'_>], goals: &[Goal]) -> String {
     let mut text = String::new();
     for summary in summaries {
         block(&mut text, summary);
+    }
+    let measured = goals.iter().filter(|goal| goal.verdict != Verdict::Absent);
+    for (index, goal) in measured.enumerate() {
+        if index == 0 {
+            text.push_str("\nGoals, against the best of HAProxy's configurations\n");
+        }
+        let engine = Peer::Pointsman(goal.engine);
+        let verdict = goal.verdict.name().trim_matches('*');
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            text,
+            "  {verdict:<12} {:<18} {engine:<19} {}: {} (must: {}; aim: {})",
+            goal.row, goal.what, goal.found, goal.must, goal.aim
+        );
     }
     text
 }
@@ -45,8 +61,10 @@ fn line(text: &mut String, cell: &Cell, best: Option<&Cell>) {
     let median = |spread: Option<Spread>| spread.map_or_else(|| "-".to_owned(), |s| significant(s.median));
     let range = |s: Spread| format!("{}-{}", significant(s.min), significant(s.max));
     let ratio = cell.proxy.zip(best.and_then(|best| best.proxy));
-    let ratio = ratio.map_or_else(|| "-".to_owned(), |(own, best)| format!("{:.2}", own.median / best.median));
-    let proxy = cell.proxy.map_or_else(|| "-".to_owned(), |s| format!("{} {}", significant(s.median), range(s)));
+    let ratio =
+        ratio.map_or_else(|| "-".to_owned(), |(own, best)| format!("{:.2}", own.median / best.median));
+    let proxy =
+        cell.proxy.map_or_else(|| "-".to_owned(), |s| format!("{} {}", significant(s.median), range(s)));
     let _ = write!(
         text,
         "  {:<20}{:>12} {:>16}  {proxy:>20} {ratio:>6} {:>11} {:>10} {:>10} {:>9}",
