@@ -39,6 +39,7 @@ pub enum Part {
 }
 
 /// What is measured, and how long.
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 #[derive(Debug, Clone, Args)]
 pub struct Plan {
     /// The rows that matter, once or twice, with short windows; results go to `target/bench`.

@@ -124,11 +124,8 @@ impl Loop {
     fn accept(&mut self) -> Result<()> {
         loop {
             let Some(listener) = &self.listener else { return Ok(()) };
-            let accepted = match listener.accept() {
-                Ok((accepted, _)) => accepted,
-                // A client that has gone already, or no more: the next event tells.
-                Err(_) => return Ok(()),
-            };
+            // A client that has gone already, or no more: the next event tells.
+            let Ok((accepted, _)) = listener.accept() else { return Ok(()) };
             self.turn = (self.turn + 1) % self.doors.len();
             if self.turn == self.index {
                 self.add(accepted)?;

@@ -4,6 +4,7 @@
 //! row are started once and wait idle while the others are measured; for rows about memory they are started for each run.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fmt::Write as _;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -171,10 +172,9 @@ fn peers<'a>(plan: &'a Plan, row: &'a Row, placement: Placement) -> impl Iterato
 
 fn rounds(plan: &Plan, row: &Row) -> usize {
     let usual = match (plan.quick, row.matters, row.needs_fresh_peer()) {
-        (true, _, true) => 1,
-        (true, _, false) => 3,
+        (true, _, true) => 2,
         (false, true, false) => 5,
-        (false, false, _) | (false, true, true) => 3,
+        (true, _, false) | (false, false, _) | (false, true, true) => 3,
     };
     plan.runs.unwrap_or(usual).max(1)
 }
@@ -209,9 +209,8 @@ impl Behind {
     fn start(site: &Site, placement: Placement, with_postgres: bool) -> Result<Self> {
         let cores = placement.load();
         let directory = site.fresh_directory("backend")?;
-        let own = std::env::current_exe()?;
         let threads = cores.count().to_string();
-        let mut backend = Server::start(&directory, None, &cores, &own, ["backend", &threads])?;
+        let mut backend = Server::start(&directory, None, &cores, &site.own, ["backend", &threads])?;
         backend.wait_until("to answer", Duration::from_secs(10), || {
             begin(BACKEND, None, Pattern::Sink).map(drop)
         })?;
@@ -231,12 +230,12 @@ impl Comparison<'_> {
         let with_postgres = rows.iter().any(|row| row.needs_postgres());
         let behind = Behind::start(self.site, placement, with_postgres)?;
         for row in rows {
-            self.run_row(row, &behind)?;
+            self.run_row(row, &behind);
         }
         Ok(())
     }
 
-    fn run_row(&mut self, row: &Row, behind: &Behind) -> Result<()> {
+    fn run_row(&mut self, row: &Row, behind: &Behind) {
         let mut running: BTreeMap<Peer, Running> = BTreeMap::new();
         for round in 1..=rounds(self.plan, row) {
             for peer in peers(self.plan, row, behind.placement) {
@@ -265,7 +264,6 @@ impl Comparison<'_> {
                 }
             }
         }
-        Ok(())
     }
 
     fn run_once(
@@ -279,20 +277,22 @@ impl Comparison<'_> {
         if row.needs_fresh_peer() {
             running.remove(&peer);
         }
-        if !running.contains_key(&peer) {
-            if let (Peer::Pointsman(_), Err(why)) = (peer, &behind.store) {
-                return Err(anyhow!("no cluster store: {why}"));
-            }
-            let started = peer.start(self.site, &behind.placement.proxy())?;
-            memory::forget_peak(&started.pids());
-            running.insert(peer, started);
-        }
-        let proxy = running.get(&peer).context("it is not there")?;
+        let proxy = match running.entry(peer) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => entry.insert(self.start(peer, behind)?),
+        };
         let _active = proxy.activate()?;
         let cores = behind.placement.load();
         let pace =
             Pace { warm: self.plan.warm(), window: self.plan.window()?, threads: cores.count(), cores };
         measure(row, round, proxy, behind, &pace)
+    }
+
+    fn start(&self, peer: Peer, behind: &Behind) -> Result<Running> {
+        if let (Peer::Pointsman(_), Err(why)) = (peer, &behind.store) {
+            return Err(anyhow!("no cluster store: {why}"));
+        }
+        peer.start(self.site, &behind.placement.proxy())
     }
 
     /// How far it is, and how long it will take.

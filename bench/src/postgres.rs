@@ -183,10 +183,10 @@ number of transactions actually processed: 20541
 number of failed transactions: 0 (0.000%)
 latency average = 0.389 ms
 initial connection time = 9.106 ms
-tps = 10294.511424 (without initial connection time)
+tps = 10294.5 (without initial connection time)
 ";
         let report = PgbenchReport::parse(text).unwrap();
-        assert_eq!(report, PgbenchReport { transactions: 20541, rate: 10294.511424, latency: 0.389 });
+        assert_eq!(report, PgbenchReport { transactions: 20_541, rate: 10_294.5, latency: 0.389 });
         assert_eq!(PgbenchReport::parse("tps = 5\n"), None);
     }
 }

@@ -50,6 +50,16 @@ impl Unit {
         }
     }
 
+    /// For plots: one of it, in words.
+    pub fn one(self) -> &'static str {
+        match self {
+            Self::Gigabyte => "GB",
+            Self::Request => "request",
+            Self::Transaction => "transaction",
+            Self::Connection => "connection",
+        }
+    }
+
     /// For tables: the unit of CPU time for each.
     pub fn cost(self) -> &'static str {
         match self {

@@ -45,27 +45,30 @@ pub fn enter() -> Result<ExitCode> {
     Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
-/// Prepares the inside: priority, limits, network, directory. `pointsman` is copied there.
+/// Prepares the inside: priority, limits, network, directory. This program and `pointsman` are copied there.
 pub fn prepare(repository: PathBuf, pointsman: Option<&Path>, nice: i32) -> Result<Site> {
     take_precedence(nice)?;
     raise_limits()?;
     prepare_network()?;
-    // Read before anything is mounted over it.
-    let image = match pointsman {
-        Some(path) => Some(fs::read(path).with_context(|| format!("cannot read {}", path.display()))?),
-        None => None,
-    };
+    // Read before anything is mounted over them.
+    let own = image(&std::env::current_exe()?)?;
+    let pointsman = pointsman.map(image).transpose()?;
     let directory = PathBuf::from(DIRECTORY);
     mount("pointsman-bench", &directory, "tmpfs", MountFlags::NOSUID, c"mode=0755")
         .context("cannot mount a file system in memory")?;
-    let mut site = Site { directory, account: Account::of_servers()?, repository, pointsman: None };
-    if let Some(image) = image {
-        let path = site.directory.join("pointsman");
-        fs::write(&path, image)?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
-        site.pointsman = Some(path);
-    }
-    Ok(site)
+    let own = install(&directory.join("pointsman-bench"), &own)?;
+    let pointsman = pointsman.map(|image| install(&directory.join("pointsman"), &image)).transpose()?;
+    Ok(Site { directory, account: Account::of_servers()?, repository, own, pointsman })
+}
+
+fn image(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+fn install(path: &Path, image: &[u8]) -> Result<PathBuf> {
+    fs::write(path, image).with_context(|| format!("cannot write {}", path.display()))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
+    Ok(path.to_owned())
 }
 
 /// What we start inherits the limits. Only a privileged root may go beyond the hard one: without, it must do.

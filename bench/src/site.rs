@@ -55,6 +55,7 @@ impl Cores {
     }
 
     /// The `index`-th of them alone; the last, if there are fewer.
+    #[must_use]
     pub fn one(&self, index: usize) -> Self {
         Self(self.0.get(index).or(self.0.last()).into_iter().copied().collect())
     }
@@ -81,6 +82,8 @@ pub struct Site {
     pub account: Account,
     /// Where the repository is, for what is installed in its cache.
     pub repository: PathBuf,
+    /// This program, copied so that nobody changes it meanwhile.
+    pub own: PathBuf,
     /// The program to measure, copied so that nobody changes it meanwhile.
     pub pointsman: Option<PathBuf>,
 }

@@ -1,7 +1,7 @@
 //! Threads that begin together, are measured together and end together.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::thread;
+use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, bail};
@@ -94,7 +94,8 @@ pub fn run(
             })
             .collect();
         let mut outcome = Outcome::default();
-        let waited = wait_until_ready(&ready, pace.threads, || threads.iter().any(|t| t.is_finished()));
+        let waited =
+            wait_until_ready(&ready, pace.threads, || threads.iter().any(ScopedJoinHandle::is_finished));
         if waited.is_ok() {
             phase.store(WARMING, Relaxed);
             thread::sleep(pace.warm);

@@ -61,17 +61,16 @@ pub fn transmit(socket: impl AsFd, bytes: &[u8]) -> io::Result<()> {
     let mut rest = bytes;
     let mut deadline = None;
     while !rest.is_empty() {
-        match send(&socket, rest)? {
-            Some(count) => rest = rest.get(count..).unwrap_or_default(),
-            None => {
-                let deadline = *deadline.get_or_insert_with(|| Instant::now() + DEADLINE);
-                if Instant::now() > deadline {
-                    return Err(ErrorKind::TimedOut.into());
-                }
-                let second = Timespec { tv_sec: 1, tv_nsec: 0 };
-                poll(&mut [PollFd::new(&socket, PollFlags::OUT)], Some(&second))?;
-            }
+        if let Some(count) = send(&socket, rest)? {
+            rest = rest.get(count..).unwrap_or_default();
+            continue;
         }
+        let deadline = *deadline.get_or_insert_with(|| Instant::now() + DEADLINE);
+        if Instant::now() > deadline {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        let second = Timespec { tv_sec: 1, tv_nsec: 0 };
+        poll(&mut [PollFd::new(&socket, PollFlags::OUT)], Some(&second))?;
     }
     Ok(())
 }

@@ -20,7 +20,7 @@ impl Default for Histogram {
 
 /// Numbers below 32 have a bucket each; above, the highest bit and the five below it choose.
 fn bucket_of(nanoseconds: u64) -> usize {
-    let highest = 63 - (nanoseconds | 1).leading_zeros();
+    let highest = (nanoseconds | 1).ilog2();
     let shift = highest.saturating_sub(SUB);
     let base = if highest < SUB { 0 } else { u64::from(shift) << SUB };
     usize::try_from(base + (nanoseconds >> shift)).unwrap_or(BUCKETS - 1)

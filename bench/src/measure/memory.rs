@@ -14,17 +14,9 @@ pub fn resident(pids: &[Pid]) -> Bytes {
     sum(pids, "VmRSS:")
 }
 
-/// The largest that each has ever been, or since [`forget_peak`].
+/// The largest that each has ever been.
 pub fn peak(pids: &[Pid]) -> Bytes {
     sum(pids, "VmHWM:")
-}
-
-/// Lets [`peak`] begin anew from what is resident now.
-pub fn forget_peak(pids: &[Pid]) {
-    for pid in pids {
-        // A process that has just ended has no peak.
-        let _ = fs::write(format!("/proc/{pid}/clear_refs"), "5");
-    }
 }
 
 fn sum(pids: &[Pid], field: &str) -> Bytes {
@@ -70,7 +62,6 @@ mod tests {
     #[test]
     fn a_peak_stays_when_the_memory_is_gone() {
         let me = [std::process::id()];
-        forget_peak(&me);
         let before = resident(&me);
         let mut block = vec![0_u8; 32 << 20];
         block.iter_mut().step_by(4096).for_each(|byte| *byte = 1);

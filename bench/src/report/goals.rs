@@ -65,7 +65,7 @@ const ENGINES: [Engine; 2] = [Engine::Epoll, Engine::IoUring];
 const HAPROXY: [Peer; 3] =
     [Peer::HaProxy(Splice::Off), Peer::HaProxy(Splice::Auto), Peer::HaProxy(Splice::Always)];
 
-/// The limits of one kind of row: for epoll, for io_uring; each must and aim.
+/// The limits of one kind of row: for `epoll`, for `io_uring`; each must and aim.
 type Limits = [(f64, f64); 2];
 const PINGPONG: Limits = [(0.92, 0.84), (0.85, 0.70)];
 const PGBENCH: Limits = [(0.92, 0.83), (0.75, 0.63)];
@@ -93,10 +93,10 @@ fn of_row(summary: &Summary<'_>, engine: Engine, goals: &mut Vec<Goal>) {
     let of_engine = |limits: Limits| limits.get(index).copied().unwrap_or_default();
     match name {
         _ if name.starts_with("bulk-") => {
-            let [default, spliced] = BULK;
-            let [off, splices @ ..] = HAPROXY;
-            goals.push(judge.cost("CPU, × HAProxy's default", default, &[off]));
-            goals.push(judge.cost("CPU, × HAProxy with splice", spliced, &splices));
+            let [plain, spliced] = BULK;
+            let [off, splicing @ ..] = HAPROXY;
+            goals.push(judge.cost("CPU, × HAProxy's default", plain, &[off]));
+            goals.push(judge.cost("CPU, × HAProxy with splice", spliced, &splicing));
         }
         "pingpong-64-32" | "pingpong-64-256" => {
             goals.push(judge.cost("CPU, × HAProxy", of_engine(PINGPONG), &HAPROXY));
@@ -134,7 +134,7 @@ impl Judge<'_> {
         let cost = |cell: &Cell| Some(cell.proxy?.median);
         let best = others.iter().filter_map(|peer| cost(self.summary.cell(*peer)?)).min_by(f64::total_cmp);
         let ratio = self.own().and_then(cost).zip(best).map(|(own, best)| own / best);
-        let found = ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"));
+        let found = ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.3}"));
         let verdict = Verdict::of(ratio, must, aim);
         self.goal(what.to_owned(), found, format!("≤ {must:.2}"), format!("≤ {aim:.2}"), verdict)
     }

@@ -33,7 +33,9 @@ pub fn render(
         let of_placement: Vec<_> = summaries.iter().filter(|one| one.placement == placement).collect();
         if !of_placement.is_empty() {
             let _ = writeln!(text, "\n## {title}");
-            of_placement.into_iter().for_each(|summary| table(&mut text, summary));
+            for summary in of_placement {
+                table(&mut text, summary);
+            }
         }
     }
     text.push_str(EXPLANATION);

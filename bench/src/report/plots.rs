@@ -9,7 +9,10 @@ const NOTE: &str = "median; the line is from the smallest to the largest run; pr
 
 /// File names and their contents.
 pub fn all(summaries: &[Summary<'_>]) -> Vec<(&'static str, String)> {
-    let cost = |summary: &Summary<'_>| format!("{} for each unit", summary.row.unit().cost());
+    let cost = |summary: &Summary<'_>| {
+        let unit = summary.row.unit();
+        format!("{} for each {}", unit.cost().trim_end_matches("/GB"), unit.one())
+    };
     let rate = |summary: &Summary<'_>| summary.row.unit().rate().to_owned();
     let plots = [
         ("cpu.svg", "CPU time of the proxy (less is better)", panels(summaries, cost, |cell| cell.proxy)),
