@@ -68,6 +68,9 @@ pub struct Plan {
     /// Only without pinning.
     #[arg(long, conflicts_with = "pinned_only")]
     pub unpinned_only: bool,
+    /// Count system calls of the proxies, by perf. It costs them time: not to be mixed with other runs.
+    #[arg(long)]
+    pub syscalls: bool,
     /// The proxy to measure; by default the one beside this program.
     #[arg(long, env = "POINTSMAN_BIN", value_name = "FILE")]
     pub pointsman: Option<PathBuf>,
@@ -118,6 +121,7 @@ impl Plan {
             && self.peers.as_str().is_empty()
             && !self.pinned_only
             && !self.unpinned_only
+            && !self.syscalls
     }
 
     /// Where the results go.

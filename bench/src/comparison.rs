@@ -17,6 +17,7 @@ use crate::load::{self, Edge, Outcome, Pace, Stream, idle};
 use crate::measure::memory;
 use crate::measure::processes::Pid;
 use crate::measure::statistics::Spread;
+use crate::measure::syscalls::SyscallCounter;
 use crate::measure::usage::{Meter, Usage, Watched};
 use crate::peers::{Peer, Running, Store};
 use crate::postgres::Postgres;
@@ -82,6 +83,8 @@ pub struct Run {
     pub p99: Option<f64>,
     /// Bulk beside small requests, in GB/s.
     pub bulk_beside: Option<f64>,
+    /// System calls of the proxy for each unit, where they were counted.
+    pub syscalls: Option<f64>,
     /// Largest resident memory of the proxy's processes since the row began, in bytes.
     pub peak: Option<u64>,
     /// Resident memory of the proxy for each idle session, in bytes.
@@ -285,7 +288,10 @@ impl Comparison<'_> {
         let cores = behind.placement.load();
         let pace =
             Pace { warm: self.plan.warm(), window: self.plan.window()?, threads: cores.count(), cores };
-        measure(row, round, proxy, behind, &pace)
+        let counts = self.plan.syscalls && peer.is_process();
+        let syscalls =
+            counts.then(|| SyscallCounter::attach(&self.site.directory, &proxy.pids())).transpose()?;
+        measure(row, round, proxy, behind, &pace, syscalls)
     }
 
     fn start(&self, peer: Peer, behind: &Behind) -> Result<Running> {
@@ -321,6 +327,9 @@ impl Comparison<'_> {
         if let Some(p99) = run.p99 {
             let _ = write!(line, ", p99 {} µs", significant(p99));
         }
+        if let Some(syscalls) = run.syscalls {
+            let _ = write!(line, ", {} system calls", significant(syscalls));
+        }
         if let Some(bytes) = run.resident_per_session {
             let _ = write!(line, ", {} kB a session", significant(bytes / 1000.0));
         }
@@ -343,8 +352,21 @@ pub fn significant(number: f64) -> String {
     format!("{number:.decimals$}")
 }
 
-fn measure(row: &Row, round: usize, proxy: &Running, behind: &Behind, pace: &Pace) -> Result<Run> {
+fn measure(
+    row: &Row,
+    round: usize,
+    proxy: &Running,
+    behind: &Behind,
+    pace: &Pace,
+    mut syscalls: Option<SyscallCounter>,
+) -> Result<Run> {
     let mut meter = Meter::new(watched(row, proxy, behind));
+    let mut look = |edge| {
+        meter.look(edge);
+        if let Some(counter) = &mut syscalls {
+            counter.look(edge);
+        }
+    };
     let mut run = Run {
         row: row.name.clone(),
         peer: proxy.peer(),
@@ -356,6 +378,7 @@ fn measure(row: &Row, round: usize, proxy: &Running, behind: &Behind, pace: &Pac
         p50: None,
         p99: None,
         bulk_beside: None,
+        syscalls: None,
         peak: None,
         resident_per_session: None,
         kernel_per_session: None,
@@ -363,24 +386,24 @@ fn measure(row: &Row, round: usize, proxy: &Running, behind: &Behind, pace: &Pac
     let target = proxy.listeners.bench;
     match &row.work {
         Work::Streams(streams) => {
-            let outcome = load::streams(target, streams, pace, &mut |edge| meter.look(edge))?;
+            let outcome = load::streams(target, streams, pace, &mut look)?;
             run.take(row, &outcome);
         }
         Work::Churn(parallel) => {
-            let outcome = load::churn(target, *parallel, pace, &mut |edge| meter.look(edge))?;
+            let outcome = load::churn(target, *parallel, pace, &mut look)?;
             run.take(row, &outcome);
         }
         Work::Idle(count) => {
             let sessions = run.open_idle(*count, proxy, pace)?;
-            let outcome = load::streams(target, &[Stream::Ping(64)], pace, &mut |edge| meter.look(edge))?;
+            let outcome = load::streams(target, &[Stream::Ping(64)], pace, &mut look)?;
             drop(sessions);
             run.take(row, &outcome);
         }
         Work::Pgbench { clients, reconnect } => {
             let postgres = behind.postgres.as_ref().context("PostgreSQL was not started")?;
-            meter.look(Edge::Begin);
+            look(Edge::Begin);
             let report = postgres.pgbench(proxy.listeners.postgres, *clients, *reconnect, pace)?;
-            meter.look(Edge::End);
+            look(Edge::End);
             run.units = report.transactions as f64;
             run.rate = report.rate;
             run.p50 = Some(report.latency * 1000.0);
@@ -388,6 +411,9 @@ fn measure(row: &Row, round: usize, proxy: &Running, behind: &Behind, pace: &Pac
     }
     run.usage = meter.usage()?;
     ensure!(run.units > 0.0, "nothing came through");
+    if let Some(counter) = syscalls {
+        run.syscalls = Some(counter.count()? as f64 / run.units);
+    }
     run.peak = proxy.peer().is_process().then(|| memory::peak(&proxy.pids()));
     Ok(run)
 }

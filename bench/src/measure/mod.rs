@@ -5,4 +5,5 @@ pub mod machine;
 pub mod memory;
 pub mod processes;
 pub mod statistics;
+pub mod syscalls;
 pub mod usage;

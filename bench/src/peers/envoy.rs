@@ -68,5 +68,23 @@ fn cluster(name: &str, address: SocketAddr) -> String {
 }
 
 pub(super) fn version(site: &Site) -> Option<String> {
-    first_line(&program(site)?, &["--version"])
+    let line = first_line(&program(site)?, &["--version"])?;
+    Some(format!("Envoy {}", number(&line)?))
+}
+
+/// It names its path, then `version: COMMIT/NUMBER/…`.
+fn number(line: &str) -> Option<&str> {
+    line.split_once("version: ")?.1.split('/').nth(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_number_within_the_version() {
+        let line = "/any/envoy  version: 9e5580933739/1.40.0/Clean/RELEASE/BoringSSL";
+        assert_eq!(number(line), Some("1.40.0"));
+        assert_eq!(number("envoy"), None);
+    }
 }

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use crate::comparison::{Results, Run};
 
 const HEAD: &str = "placement,row,peer,round,unit,rate_per_s,units,window_s,cpu_proxy_s,cpu_server_s,cpu_load_s,\
-cpu_machine_s,cpu_interrupts_s,cpu_elsewhere_s,cpu_stolen_s,p50_us,p99_us,bulk_beside_gb_s,peak_rss_bytes,\
+cpu_machine_s,cpu_interrupts_s,cpu_elsewhere_s,cpu_stolen_s,p50_us,p99_us,bulk_beside_gb_s,syscalls_per_unit,peak_rss_bytes,\
 rss_per_session_bytes,kernel_per_session_bytes";
 
 /// The whole file.
@@ -44,7 +44,7 @@ fn line(text: &mut String, run: &Run, unit: &str) {
     for duration in seconds {
         let _ = write!(text, ",{:.6}", duration.as_secs_f64());
     }
-    for number in [run.p50, run.p99, run.bulk_beside] {
+    for number in [run.p50, run.p99, run.bulk_beside, run.syscalls] {
         text.push(',');
         if let Some(number) = number {
             let _ = write!(text, "{number:.3}");

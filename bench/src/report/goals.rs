@@ -195,6 +195,7 @@ mod tests {
             p50: None,
             p99: Spread::of(p99),
             bulk_beside: None,
+            syscalls: None,
             peak: None,
             resident: Spread::of([800.0]),
             kernel: None,

@@ -22,6 +22,8 @@ pub struct Cell {
     pub p99: Option<Spread>,
     /// Bulk beside small requests, GB/s.
     pub bulk_beside: Option<Spread>,
+    /// System calls of the proxy for a unit.
+    pub syscalls: Option<Spread>,
     /// Largest resident memory, bytes.
     pub peak: Option<Spread>,
     /// Resident for each idle session, bytes.
@@ -57,6 +59,7 @@ impl Cell {
             p50: spread(&|run| run.p50),
             p99: spread(&|run| run.p99),
             bulk_beside: spread(&|run| run.bulk_beside),
+            syscalls: spread(&|run| run.syscalls),
             peak: spread(&|run| run.peak.map(|bytes| bytes as f64)),
             resident: spread(&|run| run.resident_per_session),
             kernel: spread(&|run| run.kernel_per_session),

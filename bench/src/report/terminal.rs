@@ -79,6 +79,9 @@ fn line(text: &mut String, cell: &Cell, best: Option<&Cell>) {
     if let Some(bulk) = cell.bulk_beside {
         let _ = write!(text, "  bulk {} GB/s", significant(bulk.median));
     }
+    if let Some(syscalls) = cell.syscalls {
+        let _ = write!(text, "  {} system calls", significant(syscalls.median));
+    }
     if let Some(resident) = cell.resident {
         let _ = write!(text, "  {} kB a session", significant(resident.median / 1000.0));
     }

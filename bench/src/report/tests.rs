@@ -26,6 +26,7 @@ fn run(peer: Peer, round: usize, rate: f64, microseconds: u64) -> Run {
         p50: Some(10.0),
         p99: Some(20.0 + round as f64),
         bulk_beside: None,
+        syscalls: None,
         peak: peer.is_process().then_some(5_000_000),
         resident_per_session: None,
         kernel_per_session: None,
