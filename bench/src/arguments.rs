@@ -42,7 +42,7 @@ pub enum Part {
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 #[derive(Debug, Clone, Args)]
 pub struct Plan {
-    /// The rows that matter, once or twice, with short windows; results go to `target/bench`.
+    /// Only the rows that matter, with ourselves, HAProxy and the ceiling, three runs of a second each.
     #[arg(long, env = "QUICK", value_parser = clap::builder::BoolishValueParser::new(), default_value = "false",
           num_args = 0..=1, default_missing_value = "true")]
     pub quick: bool,

@@ -2,10 +2,12 @@
 //!
 //! Runs of one row are interleaved (A, B, C, A, B, C, …), so that a machine that slows down slows all of them. Proxies of a
 //! row are started once and wait idle while the others are measured; for rows about memory they are started for each run.
+//! Two comparisons on one machine take turns, too: a lock is held for the length of a run.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fmt::Write as _;
+use std::fs::File;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -26,6 +28,11 @@ use crate::rows::{self, Row, Unit, Work};
 use crate::sandbox;
 use crate::site::{BACKEND, Cores, Site};
 use crate::wire::Pattern;
+
+/// Held by whoever measures. In a place that only root can write to.
+const TURNS: &str = "/run/pointsman-bench.lock";
+/// Between two runs, so that another comparison gets its turn.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// Who may run where.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -138,6 +145,7 @@ pub fn run(site: &Site, plan: &Plan) -> Result<Results> {
         total: total(plan, &rows, &placements),
         done: 0,
         started: Instant::now(),
+        turns: File::create(TURNS).with_context(|| format!("cannot open {TURNS}"))?,
         results: Results { rows: rows.clone(), ..Results::default() },
     };
     ensure!(comparison.total > 0, "no peer matches PEERS: --list names them");
@@ -196,6 +204,7 @@ struct Comparison<'a> {
     total: usize,
     done: usize,
     started: Instant,
+    turns: File,
     results: Results,
 }
 
@@ -247,7 +256,7 @@ impl Comparison<'_> {
                 if self.results.absent.contains_key(&key) {
                     continue;
                 }
-                match self.run_once(row, peer, round, behind, &mut running) {
+                match self.in_turn(|| self.run_once(row, peer, round, behind, &mut running)) {
                     Ok(run) => {
                         println!("{}", self.progress(row, &run));
                         self.results.runs.push(run);
@@ -267,6 +276,15 @@ impl Comparison<'_> {
                 }
             }
         }
+    }
+
+    /// Waits until no other comparison measures, then does `run`.
+    fn in_turn(&self, run: impl FnOnce() -> Result<Run>) -> Result<Run> {
+        thread::sleep(PAUSE);
+        self.turns.lock().context("cannot wait for our turn")?;
+        let run = run();
+        self.turns.unlock().context("cannot give our turn away")?;
+        run
     }
 
     fn run_once(

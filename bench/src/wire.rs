@@ -11,6 +11,9 @@ pub const ANSWER: [u8; 15] = *b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I";
 /// The longest first message that is read; a start-up message of ours has some 50 bytes.
 pub const MAX_FIRST_MESSAGE: usize = 512;
 
+/// The largest request of a session that is echoed.
+pub const MAX_ECHO: usize = 64 * 1024;
+
 const PROTOCOL: u32 = 196_608;
 const SSL_REQUEST: u32 = 80_877_103;
 const GSSENC_REQUEST: u32 = 80_877_104;
@@ -47,7 +50,7 @@ impl Pattern {
             "sink" => Some(Self::Sink),
             _ => {
                 let size = name.strip_prefix("echo-")?.parse().ok()?;
-                (size > 0).then_some(Self::Echo { size })
+                (1..=MAX_ECHO).contains(&size).then_some(Self::Echo { size })
             }
         }
     }
@@ -135,6 +138,7 @@ mod tests {
 
     #[test]
     fn other_first_messages() {
+        assert_eq!(first_message(&startup("bench", "echo-65537")), First::Strange);
         assert_eq!(first_message(&[0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f]), First::Encryption);
         assert_eq!(first_message(&[0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x30]), First::Encryption);
         assert_eq!(first_message(&startup("bench", "echo-0")), First::Strange);
