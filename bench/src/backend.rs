@@ -16,7 +16,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::OwnedFd;
 
 use crate::load::socket::{self, discard, receive, transmit};
-use crate::wire::{ANSWER, First, MAX_FIRST_MESSAGE, Pattern, first_message};
+use crate::wire::{ANSWER, ASK, First, MAX_FIRST_MESSAGE, Pattern, first_message};
 
 const BACKLOG: i32 = 16_384;
 /// What a bulk session moves before the others get their turn, in calls of [`CHUNK`] bytes.
@@ -68,14 +68,25 @@ enum State {
         size: usize,
         received: usize,
     },
+    /// `left` bytes of blocks are still to be sent; `waits`: for room to send them.
+    Give {
+        size: usize,
+        received: usize,
+        left: usize,
+        waits: bool,
+    },
     Source,
     Sink,
 }
 
 enum Next {
     Stay,
+    /// From now on it is woken when it can receive.
+    Receive,
     /// From now on it is woken when it can send.
     Send,
+    /// From now on it is woken for both.
+    Both,
     End,
 }
 
@@ -159,14 +170,18 @@ impl Loop {
 
     fn serve(&mut self, key: u64) -> Result<()> {
         let Some(session) = self.sessions.get_mut(&key) else { return Ok(()) };
-        match session.serve(&mut self.buffer) {
-            Ok(Next::Stay) => {}
-            Ok(Next::Send) => {
-                epoll::modify(&self.epoll, &session.socket, EventData::new_u64(key), EventFlags::OUT)?;
-            }
+        let interest = match session.serve(&mut self.buffer) {
+            Ok(Next::Stay) => return Ok(()),
+            Ok(Next::Receive) => EventFlags::IN,
+            Ok(Next::Send) => EventFlags::OUT,
+            Ok(Next::Both) => EventFlags::IN | EventFlags::OUT,
             // Closing takes it out of the epoll set.
-            Ok(Next::End) | Err(_) => drop(self.sessions.remove(&key)),
-        }
+            Ok(Next::End) | Err(_) => {
+                self.sessions.remove(&key);
+                return Ok(());
+            }
+        };
+        epoll::modify(&self.epoll, &session.socket, EventData::new_u64(key), interest)?;
         Ok(())
     }
 }
@@ -185,6 +200,11 @@ impl Session {
                 next
             }),
             State::Echo { size, received } => echo(&self.socket, *size, received, buffer),
+            State::Give { size, received, left, waits } => {
+                take_requests(&self.socket, *size, received, left, buffer).and_then(|open| {
+                    if open { give(&self.socket, left, waits, buffer) } else { Ok(Next::End) }
+                })
+            }
             State::Source => source(&self.socket, buffer),
             State::Sink => sink(&self.socket, buffer),
         }
@@ -210,6 +230,9 @@ fn start(socket: &TcpStream, received: &mut Vec<u8>) -> io::Result<(Option<State
             transmit(socket, &ANSWER)?;
             Ok(match pattern {
                 Pattern::Echo { size } => (Some(State::Echo { size, received: 0 }), Next::Stay),
+                Pattern::Give { size } => {
+                    (Some(State::Give { size, received: 0, left: 0, waits: false }), Next::Stay)
+                }
                 Pattern::Source => (Some(State::Source), Next::Send),
                 Pattern::Sink => (Some(State::Sink), Next::Stay),
             })
@@ -229,6 +252,40 @@ fn echo(socket: &TcpStream, size: usize, received: &mut usize, buffer: &mut [u8]
         transmit(socket, buffer.get(..size).unwrap_or_default())?;
     }
     Ok(Next::Stay)
+}
+
+/// Counts what is asked for; false at the end.
+fn take_requests(
+    socket: &TcpStream,
+    size: usize,
+    received: &mut usize,
+    left: &mut usize,
+    buffer: &mut [u8],
+) -> io::Result<bool> {
+    match receive(socket, buffer)? {
+        Some(0) => return Ok(false),
+        Some(count) => *received += count,
+        None => {}
+    }
+    *left += *received / ASK * size;
+    *received %= ASK;
+    Ok(true)
+}
+
+fn give(socket: &TcpStream, left: &mut usize, waits: &mut bool, buffer: &[u8]) -> io::Result<Next> {
+    while *left > 0 {
+        let block = buffer.get(..*left).unwrap_or(buffer);
+        match socket::send(socket, block)? {
+            Some(count) => *left -= count,
+            None => break,
+        }
+    }
+    let waited = std::mem::replace(waits, *left > 0);
+    Ok(match (waited, *waits) {
+        (false, true) => Next::Both,
+        (true, false) => Next::Receive,
+        (false, false) | (true, true) => Next::Stay,
+    })
 }
 
 fn source(socket: &TcpStream, buffer: &[u8]) -> io::Result<Next> {

@@ -197,6 +197,13 @@ pub fn all(idle: &[usize]) -> Vec<Row> {
         [Stream::Download, Stream::Upload].into_iter().chain(repeat_n(Stream::Ping(64), 32)).collect();
     let title = "ping-pong 64 B, 32 connections, beside bulk both ways";
     rows.push(Row::new("mixed".into(), title.into(), Work::Streams(mixture)).matters(true).unpinned(true));
+    // The same amount of bulk for everybody: a proxy that moves more leaves the load less time for the small ones.
+    let mixture = [Stream::PacedDownload, Stream::PacedUpload].into_iter();
+    let mixture = mixture.chain(repeat_n(Stream::Ping(64), 32)).collect();
+    let title = "ping-pong 64 B, 32 connections, beside 0.26 GB/s each way";
+    rows.push(
+        Row::new("mixed-paced".into(), title.into(), Work::Streams(mixture)).matters(true).unpinned(true),
+    );
     for (index, count) in idle.iter().enumerate() {
         let title = format!("ping-pong 64 B, 1 connection, beside {count} idle ones");
         rows.push(Row::new(format!("idle-{count}"), title, Work::Idle(*count)).matters(index == 0));
@@ -223,6 +230,7 @@ mod tests {
             "pgbench-64",
             "churn",
             "mixed",
+            "mixed-paced",
             "idle-10000",
         ];
         assert_eq!(quick, wanted);
@@ -236,7 +244,7 @@ mod tests {
         assert_eq!(unit("mixed"), Unit::Request);
         assert_eq!(unit("idle-50000"), Unit::Request);
         assert_eq!(unit("churn"), Unit::Connection);
-        assert_eq!(rows.iter().filter(|row| row.is_mixed()).count(), 1);
+        assert_eq!(rows.iter().filter(|row| row.is_mixed()).count(), 2);
         let mut names: Vec<&str> = rows.iter().map(|row| &*row.name).collect();
         names.sort_unstable();
         names.dedup();

@@ -14,6 +14,9 @@ pub const MAX_FIRST_MESSAGE: usize = 512;
 /// The largest request of a session that is echoed.
 pub const MAX_ECHO: usize = 64 * 1024;
 
+/// Bytes in a request for a block.
+pub const ASK: usize = 64;
+
 const PROTOCOL: u32 = 196_608;
 const SSL_REQUEST: u32 = 80_877_103;
 const GSSENC_REQUEST: u32 = 80_877_104;
@@ -26,6 +29,11 @@ pub enum Pattern {
         /// Bytes in a request, and in its answer.
         size: usize,
     },
+    /// The server answers every [`ASK`] bytes with `size` bytes.
+    Give {
+        /// Bytes in an answer.
+        size: usize,
+    },
     /// The server sends until the client closes.
     Source,
     /// The server reads until the client closes.
@@ -36,6 +44,7 @@ impl fmt::Display for Pattern {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Echo { size } => write!(formatter, "echo-{size}"),
+            Self::Give { size } => write!(formatter, "give-{size}"),
             Self::Source => formatter.write_str("source"),
             Self::Sink => formatter.write_str("sink"),
         }
@@ -49,8 +58,13 @@ impl Pattern {
             "source" => Some(Self::Source),
             "sink" => Some(Self::Sink),
             _ => {
-                let size = name.strip_prefix("echo-")?.parse().ok()?;
-                (1..=MAX_ECHO).contains(&size).then_some(Self::Echo { size })
+                let (word, size) = name.split_once('-')?;
+                let size = size.parse().ok().filter(|size| *size > 0)?;
+                match word {
+                    "echo" if size <= MAX_ECHO => Some(Self::Echo { size }),
+                    "give" => Some(Self::Give { size }),
+                    _ => None,
+                }
             }
         }
     }
@@ -127,7 +141,9 @@ mod tests {
 
     #[test]
     fn a_startup_message_names_its_pattern() {
-        for pattern in [Pattern::Echo { size: 16_384 }, Pattern::Source, Pattern::Sink] {
+        for pattern in
+            [Pattern::Echo { size: 16_384 }, Pattern::Give { size: 5 }, Pattern::Source, Pattern::Sink]
+        {
             let message = startup("bench", &pattern.to_string());
             assert_eq!(first_message(&message), First::Startup { pattern, length: message.len() });
             for end in 0..message.len() {

@@ -31,6 +31,11 @@ impl Tally {
         self.requests.store(self.requests.load(Relaxed) + 1, Relaxed);
     }
 
+    /// Bytes so far.
+    pub fn count_of_bytes(&self) -> u64 {
+        self.bytes.load(Relaxed)
+    }
+
     /// More bytes of a bulk stream.
     pub fn bytes(&self, count: usize) {
         self.bytes.store(self.bytes.load(Relaxed) + count as u64, Relaxed);

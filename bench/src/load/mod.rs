@@ -65,6 +65,10 @@ pub enum Stream {
     Download,
     /// We send without end.
     Upload,
+    /// We ask for [`BLOCK`](streams::BLOCK) bytes every [`TICK`](streams::TICK), unless the last are not there yet.
+    PacedDownload,
+    /// We send [`BLOCK`](streams::BLOCK) bytes every [`TICK`](streams::TICK), unless the last are not gone yet.
+    PacedUpload,
 }
 
 /// Runs `streams` against `target`.

@@ -13,7 +13,7 @@ use super::gate::{Tally, Worker};
 use super::socket::{self, begin, discard, receive, transmit};
 use crate::backend::CHUNK;
 use crate::measure::histogram::Histogram;
-use crate::wire::Pattern;
+use crate::wire::{ASK, Pattern};
 
 /// How soon a thread with nothing to do sees that the run is over.
 const LOOK: Duration = Duration::from_millis(20);
@@ -21,13 +21,23 @@ const EVENTS: usize = 256;
 /// What a bulk stream moves before the others get their turn, in calls of [`CHUNK`] bytes.
 const TURN: usize = 4;
 
+/// How often a paced stream moves a block.
+pub const TICK: Duration = Duration::from_millis(1);
+/// Bytes in a block of a paced stream: 0.26 GB/s.
+pub const BLOCK: usize = 256 * 1024;
+
 impl Stream {
     fn pattern(self) -> Pattern {
         match self {
             Self::Ping(size) => Pattern::Echo { size },
             Self::Download => Pattern::Source,
-            Self::Upload => Pattern::Sink,
+            Self::Upload | Self::PacedUpload => Pattern::Sink,
+            Self::PacedDownload => Pattern::Give { size: BLOCK },
         }
+    }
+
+    fn is_paced(self) -> bool {
+        matches!(self, Self::PacedDownload | Self::PacedUpload)
     }
 }
 
@@ -37,6 +47,10 @@ struct Live {
     /// Bytes of the answer that are there.
     received: usize,
     asked: Instant,
+    /// Of a block: what is still to come, or to be sent.
+    left: usize,
+    /// It waits for room to send the rest of a block.
+    waits: bool,
 }
 
 /// What all streams of a thread share.
@@ -54,7 +68,8 @@ pub fn work(target: SocketAddr, streams: &[Stream], worker: &Worker<'_>) -> Resu
     let mut live = Vec::new();
     for stream in mine {
         let socket = begin(target, None, stream.pattern())?;
-        live.push(Live { socket, stream: *stream, received: 0, asked: Instant::now() });
+        let asked = Instant::now();
+        live.push(Live { socket, stream: *stream, received: 0, asked, left: 0, waits: false });
     }
     let mut bench = Bench {
         buffer: vec![0x5a; CHUNK],
@@ -77,8 +92,9 @@ fn start(epoll: &OwnedFd, live: &mut [Live], buffer: &[u8]) -> Result<()> {
                 transmit(&one.socket, buffer.get(..size).context("a request that is too large")?)?;
                 EventFlags::IN
             }
-            Stream::Download => EventFlags::IN,
+            Stream::Download | Stream::PacedDownload => EventFlags::IN,
             Stream::Upload => EventFlags::OUT,
+            Stream::PacedUpload => EventFlags::empty(),
         };
         epoll::add(epoll, &one.socket, EventData::new_u64(index as u64), interest)?;
     }
@@ -87,26 +103,73 @@ fn start(epoll: &OwnedFd, live: &mut [Live], buffer: &[u8]) -> Result<()> {
 
 fn turn(epoll: &OwnedFd, live: &mut [Live], bench: &mut Bench<'_>, worker: &Worker<'_>) -> Result<()> {
     let mut events = Vec::with_capacity(EVENTS);
+    let paced: Vec<usize> =
+        (0..live.len()).filter(|index| live.get(*index).is_some_and(|one| one.stream.is_paced())).collect();
+    let mut due = Instant::now();
     while !worker.is_over() {
         events.clear();
-        socket::wait(epoll, &mut events, Some(LOOK))?;
+        let timeout = if paced.is_empty() { LOOK } else { due.saturating_duration_since(Instant::now()) };
+        socket::wait(epoll, &mut events, Some(timeout))?;
+        if !paced.is_empty() && Instant::now() >= due {
+            // What was missed is not made up for.
+            due = Instant::now().max(due + TICK);
+            for index in &paced {
+                live.get_mut(*index).context("a stream of nobody")?.tick(*index, epoll, bench)?;
+            }
+        }
         bench.measuring = worker.is_measuring();
         for event in &events {
             let index = usize::try_from(event.data.u64())?;
             let one = live.get_mut(index).context("an event of nobody")?;
-            one.serve(bench).with_context(|| format!("stream {index}, {:?}", one.stream))?;
+            one.serve(index, epoll, bench).with_context(|| format!("stream {index}, {:?}", one.stream))?;
         }
     }
     Ok(())
 }
 
 impl Live {
-    fn serve(&mut self, bench: &mut Bench<'_>) -> Result<()> {
+    fn serve(&mut self, index: usize, epoll: &OwnedFd, bench: &mut Bench<'_>) -> Result<()> {
         match self.stream {
             Stream::Ping(size) => self.ping(size, bench),
             Stream::Download => self.download(bench),
             Stream::Upload => self.upload(bench),
+            Stream::PacedDownload => {
+                let before = bench.tally.count_of_bytes();
+                self.download(bench)?;
+                let count = usize::try_from(bench.tally.count_of_bytes() - before)?;
+                self.left = self.left.checked_sub(count).context("more than was asked for")?;
+                Ok(())
+            }
+            Stream::PacedUpload => self.push(index, epoll, bench),
         }
+    }
+
+    /// Time for another block.
+    fn tick(&mut self, index: usize, epoll: &OwnedFd, bench: &mut Bench<'_>) -> Result<()> {
+        if self.left > 0 {
+            return Ok(());
+        }
+        self.left = BLOCK;
+        if self.stream == Stream::PacedUpload {
+            return self.push(index, epoll, bench);
+        }
+        Ok(transmit(&self.socket, bench.buffer.get(..ASK).unwrap_or_default())?)
+    }
+
+    /// Sends what is left of a block, as far as there is room.
+    fn push(&mut self, index: usize, epoll: &OwnedFd, bench: &mut Bench<'_>) -> Result<()> {
+        while self.left > 0 {
+            let block = bench.buffer.get(..self.left).unwrap_or(&bench.buffer);
+            let Some(count) = socket::send(&self.socket, block)? else { break };
+            self.left -= count;
+            bench.tally.bytes(count);
+        }
+        if self.waits != (self.left > 0) {
+            self.waits = self.left > 0;
+            let interest = if self.waits { EventFlags::OUT } else { EventFlags::empty() };
+            epoll::modify(epoll, &self.socket, EventData::new_u64(index as u64), interest)?;
+        }
+        Ok(())
     }
 
     fn ping(&mut self, size: usize, bench: &mut Bench<'_>) -> Result<()> {

@@ -113,6 +113,17 @@ fn streams_are_dealt_to_all_threads_and_latencies_are_kept() {
 }
 
 #[test]
+fn paced_streams_keep_their_pace() {
+    let mixture = [Stream::PacedDownload, Stream::PacedUpload, Stream::Ping(64)];
+    let outcome = streams(server(1), &mixture, &pace(1), &mut |_| ()).unwrap();
+    let allowed =
+        2.0 * streams::BLOCK as f64 * (outcome.elapsed.as_secs_f64() / streams::TICK.as_secs_f64() + 2.0);
+    assert!(outcome.bytes > 2 * streams::BLOCK as u64, "{outcome:?}");
+    assert!(outcome.bytes as f64 <= allowed, "{} bytes, and {allowed} are allowed", outcome.bytes);
+    assert!(outcome.requests > 10);
+}
+
+#[test]
 fn churn_opens_and_closes() {
     let outcome = churn(server(1), 4, &pace(1), &mut |_| ()).unwrap();
     assert!(outcome.requests > 10, "{outcome:?}");
