@@ -1,7 +1,9 @@
 # What a person or a machine does with this repository. `make` alone lists it.
 SHELL := /bin/bash
+, := ,
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 STEP := @scripts/step
+AS_ROOT := $(if $(filter-out 0,$(shell id -u)),sudo --preserve-env=QUICK$(,)ROWS$(,)PEERS$(,)RUNS$(,)IDLE$(,)NICE$(,)OUT$(,)POINTSMAN_BIN)
 # A failed test shows its causes, not the addresses of the test runner.
 export RUST_LIB_BACKTRACE ?= 0
 
@@ -18,8 +20,10 @@ demo: servers ## etcd, three PostgreSQL, three pointsman on loopback, to try it;
 test: servers ## every test, on real servers; the last line counts them (RUNS=n: switchovers to measure)
 	@scripts/run-tests
 
-bench: ## not built yet
-	@echo "make bench: the benchmarks are not built yet." >&2; exit 1
+bench: servers ## Pointsman beside HAProxy, nginx, Envoy and others, as root (QUICK=1: under five minutes; ROWS=regex PEERS=regex RUNS=n SECONDS=s)
+	$(STEP) "Peers" scripts/install-bench-peers
+	$(STEP) "Building" cargo build --release --bins -p pointsman -p pointsman-bench
+	@exec $(AS_ROOT) $(TARGET)/release/pointsman-bench $(if $(SECONDS),--seconds $(SECONDS))
 
 instructions: servers ## instructions of the hot steps against those recorded (RECORD=1: records them anew)
 	$(STEP) "Counting instructions" scripts/check-instructions $(if $(RECORD),--record)

@@ -166,7 +166,7 @@ const LISTENING: u8 = 1;
 
 impl Driver for Uring {
     const NAME: &'static str = "io_uring";
-    const BUFFER: usize = SIZE.buffer_size as usize;
+    const BUFFER: usize = SIZE.bytes_each as usize;
 
     fn open() -> io::Result<Self> {
         Self::with_size(SIZE)
