@@ -53,6 +53,8 @@ pub(super) struct Core<D> {
     orders: Vec<Command>,
     listeners: Listeners,
     accepted: Vec<Accepted>,
+    /// There are tasks that have not run yet.
+    begun: bool,
     /// Who owns a socket, by the index of its key.
     owners: Vec<Owner>,
     pub(super) sessions: Slots<Session>,
@@ -87,6 +89,7 @@ impl<D: Driver> Core<D> {
             orders: Vec::new(),
             listeners: Listeners::default(),
             accepted: Vec::new(),
+            begun: false,
             owners: Vec::new(),
             sessions: Slots::default(),
             pipes: Pipes::default(),
@@ -102,8 +105,10 @@ impl<D: Driver> Core<D> {
 
     /// Runs until it is told to stop.
     pub(super) fn run(mut self) -> io::Result<()> {
+        let mut messages = Vec::new();
         loop {
-            for message in self.inbox.take() {
+            let news = self.inbox.take(&mut messages);
+            for message in messages.drain(..) {
                 self.told(message);
             }
             if self.stopping {
@@ -113,10 +118,12 @@ impl<D: Driver> Core<D> {
             self.ticks.set(now);
             self.inbox.lives(now);
             self.local.fire_timers(now);
-            self.run_tasks();
+            // A task that can go on has said so, or has just begun.
+            if news || std::mem::take(&mut self.begun) || self.inbox.has_news() {
+                self.run_tasks();
+            }
             self.go_on();
             self.walk(now);
-            self.run_tasks();
             let timeout = self.timeout(now);
             let asleep = timeout.is_none_or(|timeout| !timeout.is_zero()) && self.inbox.fall_asleep();
             let waited = self.driver.wait(if asleep { timeout } else { Some(Duration::ZERO) });
@@ -232,9 +239,9 @@ impl<D: Driver> Core<D> {
     /// Sends the FIN that was asked for, once nothing waits before it.
     fn shut_down(&mut self, wire: &Wire) {
         let Some(key) = wire.key.get() else { return };
-        if !self.driver.has_queued(key)
-            && let Err(error) = self.driver.shut_down_write(key)
-        {
+        if self.driver.has_queued(key) {
+            self.driver.hurry();
+        } else if let Err(error) = self.driver.shut_down_write(key) {
             fail(wire, error);
         }
     }
@@ -346,6 +353,7 @@ impl<D: Driver> Core<D> {
                 if let Some(task) = Acceptor::accepted(acceptor, stream, client, local) {
                     self.tasks.push(task);
                 }
+                self.begun = true; // a connection that was refused in silence has left an order, too
             }
             Err(error) => {
                 acceptor.failed(&error);

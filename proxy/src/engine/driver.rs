@@ -21,6 +21,9 @@ pub(crate) struct Key {
     pub(crate) generation: u32,
 }
 
+/// How much later than it might an [`Event::Sent`] is told at most: so far the counters of bytes may be behind.
+pub(crate) const LATE: Duration = Duration::from_millis(100);
+
 /// Bytes that were received and belong to nobody yet. To be handed to [`Driver::send`], or back with [`Driver::release`];
 /// at the latest before the next call of [`Driver::next`].
 #[derive(Debug)]
@@ -168,6 +171,10 @@ pub(crate) trait Driver: Sized {
 
     /// The descriptor, for options and splice(2).
     fn fd(&self, key: Key) -> Option<BorrowedFd<'_>>;
+
+    /// The core wants to know soon what becomes of what it has sent in this round: something else waits for it. Without this a driver may
+    /// tell of it together with the next event of another kind, at most [`LATE`] later.
+    fn hurry(&mut self);
 
     /// Submits what is to be done and waits for events, at most for `timeout` (zero: not at all; `None`: for ever). Being interrupted by a
     /// signal is no error.

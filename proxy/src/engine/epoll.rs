@@ -419,6 +419,8 @@ impl Driver for Epoll {
         self.sockets.get(key).map(|socket| socket.fd.as_fd())
     }
 
+    fn hurry(&mut self) {} // sends are done at once
+
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         let timeout =
             timeout.map(|timeout| Timespec::try_from(timeout).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 }));

@@ -150,6 +150,7 @@ impl<D: Driver> Core<D> {
                 if full && !flow.paused {
                     flow.paused = true;
                     self.driver.receive(source, false);
+                    self.driver.hurry();
                 }
             }
             Err(error) => self.broke_on_write(key, side.other(), error),
@@ -168,6 +169,7 @@ impl<D: Driver> Core<D> {
             if let Some(end) = session.relayed.stop() {
                 return self.end(key, end);
             }
+            self.driver.hurry();
             match self.driver.flush(sink) {
                 Ok(Sent { now, .. }) => {
                     if now > 0 {
@@ -221,7 +223,9 @@ impl<D: Driver> Core<D> {
         let flow = session.from(side);
         flow.source_ended = true;
         flow.mode = Mode::Copy;
-        if !self.driver.has_queued(sink) {
+        if self.driver.has_queued(sink) {
+            self.driver.hurry();
+        } else {
             self.pass_end(key, side);
         }
     }
@@ -325,6 +329,7 @@ impl<D: Driver> Core<D> {
         flow.mode = Mode::Turning { quiet: false };
         flow.paused = true;
         self.driver.receive(source, false);
+        self.driver.hurry();
     }
 
     /// Nothing more is received from `side`.

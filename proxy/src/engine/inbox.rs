@@ -122,12 +122,19 @@ impl Inbox {
         self.asleep.store(false, Ordering::SeqCst);
     }
 
-    /// Takes the messages. Whatever is told after this makes the core look again.
-    pub(super) fn take(&self) -> Vec<Message> {
-        if !self.news.swap(false, Ordering::SeqCst) {
-            return Vec::new();
+    /// Takes the messages, and says whether anything has happened. Whatever is told after this makes the core look again.
+    pub(super) fn take(&self, messages: &mut Vec<Message>) -> bool {
+        if !self.has_news() {
+            return false;
         }
-        std::mem::take(&mut *self.messages.lock().unwrap_or_else(PoisonError::into_inner))
+        self.news.store(false, Ordering::SeqCst);
+        messages.append(&mut self.messages.lock().unwrap_or_else(PoisonError::into_inner));
+        true
+    }
+
+    /// Whether something has happened since the last look.
+    pub(super) fn has_news(&self) -> bool {
+        self.news.load(Ordering::SeqCst)
     }
 
     /// The core is about to wait. `false`: it must not, there is news.

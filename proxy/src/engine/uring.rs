@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use rustix::net::{Shutdown, shutdown, sockopt};
 
-use super::driver::{Chunk, Close, Driver, Event, Key, Readiness, Sent, Watched};
+use super::driver::{Chunk, Close, Driver, Event, Key, LATE, Readiness, Sent, Watched};
 use super::sys::ring::{Completion, Operation, Payload, Ring, Size, Waiting};
 use listening::ListeningSet;
 use socket::{Receiving, Sending, Socket};
@@ -50,6 +50,8 @@ pub(crate) struct Uring {
     /// Events that have come to pass without a completion.
     ready: VecDeque<Event>,
     listening: ListeningSet,
+    /// What becomes of the sends of this round is to be told at once.
+    hurried: bool,
     /// Descriptors to be watched again.
     watch_again: Vec<u8>,
     spare: Vec<Waiting>,
@@ -68,6 +70,7 @@ impl Uring {
             starved: VecDeque::new(),
             ready: VecDeque::new(),
             listening,
+            hurried: false,
             watch_again: Vec::new(),
             spare: Vec::new(),
         })
@@ -272,14 +275,24 @@ impl Driver for Uring {
         self.ring.fd(key.index)
     }
 
+    fn hurry(&mut self) {
+        self.hurried = true;
+    }
+
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        self.send_outbox();
+        let sends = self.send_outbox();
         self.arm_starved();
         while let Some(number) = self.watch_again.pop() {
             self.ring.watch_again(number);
         }
-        let timeout = if self.is_busy() { Some(Duration::ZERO) } else { timeout };
-        self.ring.wait(timeout)
+        if self.is_busy() || timeout == Some(Duration::ZERO) {
+            return self.ring.wait(0, Some(Duration::ZERO));
+        }
+        // A send is tried at once, so it has completed before the wait begins: if that is all that has happened nobody need wake up.
+        if std::mem::take(&mut self.hurried) || sends == 0 {
+            return self.ring.wait(1, timeout);
+        }
+        self.ring.wait(sends + 1, Some(timeout.map_or(LATE, |timeout| timeout.min(LATE))))
     }
 
     fn next(&mut self) -> Option<Event> {

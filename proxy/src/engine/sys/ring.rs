@@ -424,9 +424,9 @@ impl Ring {
         unsafe { self.owned.ring.submission().push(entry) }.is_ok()
     }
 
-    /// Submits everything and waits for a completion, at most for `timeout` (`None`: for ever). A signal or a shortage of the kernel's ends
+    /// Submits everything and waits for so many completions, at most for `timeout` (`None`: for ever). A signal or a shortage of the kernel's ends
     /// the wait early. `EBADR`: the kernel lost completions, so the ring is of no use any more.
-    pub(crate) fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+    pub(crate) fn wait(&mut self, completions: u32, timeout: Option<Duration>) -> io::Result<()> {
         if let Some(error) = self.failed.take() {
             return Err(error);
         }
@@ -440,7 +440,7 @@ impl Ring {
                 }
             }
             let all = self.backlog.is_empty();
-            let want = u32::from(all && timeout != Some(Duration::ZERO));
+            let want = if all { completions } else { 0 };
             match self.enter(want, timeout) {
                 Ok(_) => {}
                 Err(error) if is_passing(&error) => failures += 1,

@@ -48,7 +48,7 @@ fn next(ring: &mut Ring) -> io::Result<Option<Completion>> {
         if left.is_zero() {
             return Ok(None);
         }
-        ring.wait(Some(left)).map_err(|error| refused("io_uring_enter", &error))?;
+        ring.wait(1, Some(left)).map_err(|error| refused("io_uring_enter", &error))?;
     }
 }
 

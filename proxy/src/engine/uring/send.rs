@@ -102,19 +102,21 @@ impl Uring {
         }
     }
 
-    /// Begins the sends of this round, in the order in which they were asked for.
-    pub(super) fn send_outbox(&mut self) {
+    /// Begins the sends of this round, in the order in which they were asked for, and says how many there are.
+    pub(super) fn send_outbox(&mut self) -> u32 {
+        let mut sends = 0;
         let mut outbox = std::mem::take(&mut self.outbox);
         for index in outbox.drain(..) {
-            self.begin_send(index);
+            sends += u32::from(self.begin_send(index));
         }
         self.outbox = outbox;
+        sends
     }
 
-    fn begin_send(&mut self, index: u32) {
-        let Some(socket) = self.sockets.get_mut(index as usize) else { return };
+    fn begin_send(&mut self, index: u32) -> bool {
+        let Some(socket) = self.sockets.get_mut(index as usize) else { return false };
         if socket.sending != Sending::Ready {
-            return;
+            return false;
         }
         socket.sending = Sending::Busy;
         if let Some(chunk) = socket.staged.take() {
@@ -122,6 +124,7 @@ impl Uring {
             if !self.ring.send_buffer(index, chunk.buffer, chunk.length) {
                 debug_assert!(false, "a second send for {index}");
                 self.ring.give_back(chunk.buffer);
+                return false;
             }
         } else if let Some(waiting) = socket.waiting.take()
             && let Err(waiting) = self.ring.send_owned(index, waiting)
@@ -130,7 +133,9 @@ impl Uring {
             socket.waiting = Some(waiting);
             socket.sending = Sending::Full;
             self.ring.poll(index, Operation::Room);
+            return false;
         }
+        true
     }
 
     /// A send has been tried.

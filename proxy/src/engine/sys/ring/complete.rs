@@ -99,7 +99,7 @@ impl Ring {
         while self.outstanding > 0 {
             self.push(opcode::AsyncCancel2::new(CancelBuilder::any()).build(), Tag::sweep());
             let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() || self.wait(Some(left.min(Duration::from_millis(20)))).is_err() {
+            if left.is_zero() || self.wait(1, Some(left.min(Duration::from_millis(20)))).is_err() {
                 return false;
             }
             while self.next().is_some() {}
