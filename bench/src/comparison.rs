@@ -134,8 +134,9 @@ impl Results {
     }
 }
 
-/// Runs the plan and tells of its progress on the standard output.
-pub fn run(site: &Site, plan: &Plan) -> Result<Results> {
+/// Runs the plan and tells of its progress on the standard output. `save` is called after each row with all that is
+/// known by then: an hour of measurements must not be lost to one Ctrl-C.
+pub fn run(site: &Site, plan: &Plan, save: &dyn Fn(&Results) -> Result<()>) -> Result<Results> {
     let rows = chosen_rows(plan);
     ensure!(!rows.is_empty(), "no row matches ROWS: --list names them");
     let placements = placements(plan);
@@ -150,7 +151,7 @@ pub fn run(site: &Site, plan: &Plan) -> Result<Results> {
     };
     ensure!(comparison.total > 0, "no peer matches PEERS: --list names them");
     for placement in placements {
-        comparison.run_placement(placement, &rows)?;
+        comparison.run_placement(placement, &rows, save)?;
     }
     Ok(comparison.results)
 }
@@ -233,7 +234,12 @@ impl Behind {
 }
 
 impl Comparison<'_> {
-    fn run_placement(&mut self, placement: Placement, rows: &[Row]) -> Result<()> {
+    fn run_placement(
+        &mut self,
+        placement: Placement,
+        rows: &[Row],
+        save: &dyn Fn(&Results) -> Result<()>,
+    ) -> Result<()> {
         let rows: Vec<&Row> =
             rows.iter().filter(|row| peers(self.plan, row, placement).next().is_some()).collect();
         if rows.is_empty() {
@@ -243,6 +249,7 @@ impl Comparison<'_> {
         let behind = Behind::start(self.site, placement, with_postgres)?;
         for row in rows {
             self.run_row(row, &behind);
+            save(&self.results)?;
         }
         Ok(())
     }

@@ -11,8 +11,9 @@ use pointsman_bench::arguments::{Arguments, Part, Plan};
 use pointsman_bench::comparison::{self, Placement, Results};
 use pointsman_bench::peers::Peer;
 use pointsman_bench::report::machine::Machine;
-use pointsman_bench::report::{csv, goals, markdown, plots, summary, terminal};
-use pointsman_bench::site::{BACKEND, Site};
+use pointsman_bench::report::summary::{self, Summary};
+use pointsman_bench::report::{csv, goals, markdown, plots, terminal};
+use pointsman_bench::site::BACKEND;
 use pointsman_bench::{backend, rows, sandbox};
 
 fn main() -> ExitCode {
@@ -38,8 +39,12 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         return sandbox::enter();
     }
     let site = sandbox::prepare(plan.repository.clone(), plan.pointsman()?.as_deref(), plan.nice)?;
-    let results = comparison::run(&site, plan)?;
-    write_down(plan, &site, &results)?;
+    let machine = Machine::look(&site);
+    let results = comparison::run(&site, plan, &|results| write_down(plan, &machine, results))?;
+    let summaries = summarise(&results);
+    print!("{}", terminal::render(&summaries, &goals::judge(&summaries)));
+    let out = plan.out();
+    println!("\nwritten to {}", out.canonicalize().unwrap_or(out).display());
     Ok(ExitCode::SUCCESS)
 }
 
@@ -54,25 +59,23 @@ fn list(plan: &Plan) {
     }
 }
 
-fn write_down(plan: &Plan, site: &Site, results: &Results) -> Result<()> {
-    let summaries: Vec<_> = [Placement::Pinned, Placement::Unpinned]
-        .into_iter()
-        .flat_map(|placement| summary::summarise(results, placement))
-        .collect();
-    let goals = goals::judge(&summaries);
-    print!("{}", terminal::render(&summaries, &goals));
+fn summarise(results: &Results) -> Vec<Summary<'_>> {
+    let placements = [Placement::Pinned, Placement::Unpinned].into_iter();
+    placements.flat_map(|placement| summary::summarise(results, placement)).collect()
+}
+
+fn write_down(plan: &Plan, machine: &Machine, results: &Results) -> Result<()> {
+    let summaries = summarise(results);
     let plots = plots::all(&summaries);
     let names: Vec<&str> = plots.iter().map(|(name, _)| *name).collect();
-    let readme = markdown::render(&Machine::look(site), results, &summaries, &goals, &names);
+    let readme = markdown::render(machine, results, &summaries, &goals::judge(&summaries), &names);
     let out = plan.out();
     fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
     let files = [("results.csv", csv::render(results)), ("README.md", readme)];
     for (name, text) in files.into_iter().chain(plots) {
         fs::write(out.join(name), text).with_context(|| format!("cannot write {name}"))?;
     }
-    give_back(&out, &plan.repository)?;
-    println!("\nwritten to {}", out.canonicalize().unwrap_or(out).display());
-    Ok(())
+    give_back(&out, &plan.repository)
 }
 
 /// What root has written belongs to whom the repository belongs to.

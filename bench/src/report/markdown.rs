@@ -51,6 +51,13 @@ fn about(text: &mut String, machine: &Machine, results: &Results) {
     for (name, version) in &machine.versions {
         let _ = writeln!(text, "| {name} | {version} |");
     }
+    let windows = Spread::of(results.runs.iter().map(|run| run.usage.elapsed.as_secs_f64()));
+    let _ = writeln!(
+        text,
+        "| runs | {}, with windows of {} s in the median |",
+        results.runs.len(),
+        significant(windows.map_or(0.0, |spread| spread.median))
+    );
     let disturbance = results.disturbance();
     let _ = writeln!(
         text,
