@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, eventfd};
 use socket2::SockRef;
 
-use super::driver::{Close, Driver, Readiness, Watched};
+use super::driver::{Close, Driver, Progress, Readiness, Watched};
 
 mod core;
 pub(super) use self::core::{Core, Dice, Note, reader, reset, slurp, stuff, tcp_pair, writer};
@@ -131,6 +131,7 @@ pub(super) fn a_reset_is_noticed_after_the_end<D: Driver>(open: impl Fn() -> D) 
     let (key, peer) = core.socket();
     peer.shutdown(std::net::Shutdown::Write).unwrap();
     core.until_note(key, Note::End);
+    core.driver.watch_after_end(key);
     reset(peer);
     core.until("a reset", |core| matches!(core.notes(key)[..], [Note::End, Note::Broken(_)]));
 }
@@ -295,8 +296,10 @@ pub(super) fn a_connection_is_made<D: Driver>(open: impl Fn() -> D) {
             continue;
         };
         let to = listener.local_addr().unwrap();
-        let key = core.driver.connect(unconnected(to), to).unwrap();
-        core.until_note(key, Note::Connected);
+        let (key, progress) = core.driver.connect(unconnected(to), to).unwrap();
+        if progress == Progress::Waiting {
+            core.until_note(key, Note::Connected);
+        }
         let (mut peer, _) = listener.accept().unwrap();
         peer.write_all(b"hello").unwrap();
         core.until("hello", |core| core.got(key) == b"hello");
@@ -314,7 +317,8 @@ pub(super) fn a_refused_connection_is_broken<D: Driver>(open: impl Fn() -> D) {
     let taken = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     taken.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
     let to = taken.local_addr().unwrap().as_socket().unwrap();
-    let key = core.driver.connect(unconnected(to), to).unwrap();
+    let (key, progress) = core.driver.connect(unconnected(to), to).unwrap();
+    assert_eq!(progress, Progress::Waiting);
     core.until_note(key, Note::Broken(ErrorKind::ConnectionRefused));
     core.for_a_while();
     assert_eq!(core.notes(key), [Note::Broken(ErrorKind::ConnectionRefused)]);
@@ -412,7 +416,7 @@ pub(super) fn closing_leaves_no_descriptor<D: Driver>(open: impl Fn() -> D) {
     for _ in 0..8 {
         let socket = unconnected(to);
         inodes.push(inode(&socket));
-        keys.push(core.driver.connect(socket, to).unwrap());
+        keys.push(core.driver.connect(socket, to).unwrap().0);
     }
     for key in keys {
         core.driver.close(key, Close::Fin);

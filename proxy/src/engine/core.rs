@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
 use super::accept::{Accepted, Acceptor, Listeners, Resting};
-use super::driver::{Close, Driver, Event, Key, Watched};
+use super::driver::{Close, Driver, Event, Key, Progress, Watched};
 use super::inbox::{Inbox, Message};
 use super::local::{Command, Entered, Local, Task, Wire, sleep};
 use super::relay::{Session, Side, Ticks};
@@ -132,6 +132,7 @@ impl<D: Driver> Core<D> {
             self.take_events();
             self.inbox.load.store(self.tasks.len() + self.sessions.len(), Ordering::Relaxed);
             self.inbox.sessions.store(self.sessions.len(), Ordering::Relaxed);
+            self.inbox.sockets.store(self.driver.open_sockets(), Ordering::Relaxed);
             self.inbox.pipes.store(self.pipes.out(), Ordering::Relaxed);
         }
     }
@@ -188,7 +189,14 @@ impl<D: Driver> Core<D> {
         match command {
             Command::Listen(listening) => self.listen(listening),
             Command::Connect { wire, socket, to } => match self.driver.connect(socket, to) {
-                Ok(key) => self.own(key, &wire),
+                Ok((key, progress)) => {
+                    self.own(key, &wire);
+                    if progress == Progress::Connected {
+                        let mut state = wire.state.borrow_mut();
+                        state.connected = true;
+                        state.wake();
+                    }
+                }
                 Err(error) => fail(&wire, error),
             },
             Command::Send { wire, bytes } => {

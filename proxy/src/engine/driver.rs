@@ -14,6 +14,9 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+
 /// Names a socket of a driver. The generation makes the key of a closed socket unlike the one that took its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Key {
@@ -56,7 +59,8 @@ pub(crate) struct Sent {
 pub(crate) enum Event {
     /// Bytes of the peer, in order.
     Data(Key, Chunk),
-    /// The peer's FIN, after all its bytes. Sending goes on.
+    /// The peer's FIN, after all its bytes. Sending goes on. An RST that follows is told if a send meets it, or after
+    /// [`Driver::watch_after_end`].
     End(Key),
     /// An RST, a dead peer, a failed connect or send; told once, after the bytes that came before it if they are being received.
     /// The socket stays until [`Driver::close`].
@@ -84,6 +88,28 @@ pub(crate) enum Watched {
     Inbox,
     /// The listening socket of this number.
     Listening(u32),
+}
+
+/// How far a connection has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Progress {
+    Connected,
+    Waiting,
+}
+
+/// Begins to connect. A server on this host is connected to before connect(2) returns, although that says otherwise; to know it saves a
+/// wait and a wake-up.
+pub(super) fn begin_connect(socket: &OwnedFd, to: SocketAddr) -> io::Result<Progress> {
+    match rustix::net::connect(socket, &to) {
+        Ok(()) => return Ok(Progress::Connected),
+        Err(Errno::INPROGRESS | Errno::INTR) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let mut polled = [PollFd::new(socket, PollFlags::OUT)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let done = rustix::event::poll(&mut polled, Some(&now)) == Ok(1);
+    let [polled] = polled;
+    Ok(if done && polled.revents() == PollFlags::OUT { Progress::Connected } else { Progress::Waiting })
 }
 
 /// What to wait for, once.
@@ -131,9 +157,9 @@ pub(crate) trait Driver: Sized {
     /// Takes a connected, non-blocking socket, and receives from it.
     fn add(&mut self, socket: OwnedFd) -> io::Result<Key>;
 
-    /// Connects a non-blocking socket; [`Event::Connected`] or [`Event::Broken`] follows. Receives from then on. The caller has a
-    /// deadline, and closes when it passes.
-    fn connect(&mut self, socket: OwnedFd, to: SocketAddr) -> io::Result<Key>;
+    /// Connects a non-blocking socket. Unless it is connected already [`Event::Connected`] or [`Event::Broken`] follows. Receives from
+    /// then on. The caller has a deadline, and closes when it passes.
+    fn connect(&mut self, socket: OwnedFd, to: SocketAddr) -> io::Result<(Key, Progress)>;
 
     /// The bytes of a chunk.
     fn bytes(&self, chunk: &Chunk) -> &[u8];
@@ -155,6 +181,9 @@ pub(crate) trait Driver: Sized {
 
     /// Whether so much waits that nothing more should be received for this socket.
     fn is_full(&self, key: Key) -> bool;
+
+    /// Has an RST noticed that comes after [`Event::End`]. Most sockets are closed right after their end: it is for those that are not.
+    fn watch_after_end(&mut self, key: Key);
 
     /// Stops or resumes receiving. Stopping takes effect at [`Event::Quiet`]; an end without data (RST) is noticed all the same.
     fn receive(&mut self, key: Key, on: bool);

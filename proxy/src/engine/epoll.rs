@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown};
 use socket2::SockRef;
 
-use super::driver::{Chunk, Close, Driver, Event, Key, Readiness, Sent, Watched};
+use super::driver::{Chunk, Close, Driver, Event, Key, Progress, Readiness, Sent, Watched, begin_connect};
 use super::slots::Slots;
 
 /// The most that is read at once, in bytes: what a full read says about a stream decides whether it is spliced.
@@ -318,13 +318,14 @@ impl Driver for Epoll {
         self.register(socket, Flags::RECEIVING)
     }
 
-    fn connect(&mut self, socket: OwnedFd, to: SocketAddr) -> io::Result<Key> {
-        match rustix::net::connect(&socket, &to) {
-            Ok(()) | Err(Errno::INPROGRESS | Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
+    fn connect(&mut self, socket: OwnedFd, to: SocketAddr) -> io::Result<(Key, Progress)> {
         // Registered afterwards: a socket that is not connecting yet reports a hang-up.
-        self.register(socket, Flags(Flags::CONNECTING.0 | Flags::TELLS_ROOM.0))
+        let progress = begin_connect(&socket, to)?;
+        let flags = match progress {
+            Progress::Connected => Flags::RECEIVING,
+            Progress::Waiting => Flags(Flags::CONNECTING.0 | Flags::TELLS_ROOM.0),
+        };
+        Ok((self.register(socket, flags)?, progress))
     }
 
     fn bytes(&self, chunk: &Chunk) -> &[u8] {
@@ -370,6 +371,8 @@ impl Driver for Epoll {
     fn is_full(&self, key: Key) -> bool {
         self.has_queued(key)
     }
+
+    fn watch_after_end(&mut self, _key: Key) {} // it is told anyway
 
     fn receive(&mut self, key: Key, on: bool) {
         let Some(socket) = self.sockets.get_mut(key) else { return };

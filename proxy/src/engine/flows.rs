@@ -223,6 +223,8 @@ impl<D: Driver> Core<D> {
         let flow = session.from(side);
         flow.source_ended = true;
         flow.mode = Mode::Copy;
+        // A second end mostly follows at once. If it does not, the beat sees to it that an RST is not missed.
+        self.walks.watched += usize::from(!std::mem::replace(&mut session.watched, true));
         if self.driver.has_queued(sink) {
             self.driver.hurry();
         } else {

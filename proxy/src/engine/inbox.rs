@@ -50,6 +50,8 @@ pub(super) struct Inbox {
     pub(super) load: AtomicUsize,
     /// Established sessions of the core.
     pub(super) sessions: AtomicUsize,
+    /// Sockets of the core, those being closed included.
+    pub(super) sockets: AtomicUsize,
     /// Pipes that its splices hold.
     pub(super) pipes: AtomicUsize,
     /// Rounds of its loop.
@@ -83,6 +85,7 @@ impl Inbox {
             bell: Arc::new(bell),
             load: AtomicUsize::new(0),
             sessions: AtomicUsize::new(0),
+            sockets: AtomicUsize::new(0),
             pipes: AtomicUsize::new(0),
             rounds: AtomicU64::new(0),
             made: Instant::now(),

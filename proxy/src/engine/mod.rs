@@ -74,6 +74,8 @@ const STUCK: Duration = Duration::from_secs(10);
 pub struct CoreState {
     /// Established sessions on it.
     pub sessions: usize,
+    /// Sockets on it, those being closed included.
+    pub sockets: usize,
     /// Pipes that its splices hold.
     pub pipes: usize,
     /// Rounds of its loop so far: each takes whatever has come, so few rounds for many bytes mean that it is busy.
@@ -156,6 +158,7 @@ impl Cores {
     pub fn states(&self) -> impl Iterator<Item = CoreState> + '_ {
         self.inboxes.iter().map(|core| CoreState {
             sessions: core.sessions.load(Ordering::Relaxed),
+            sockets: core.sockets.load(Ordering::Relaxed),
             pipes: core.pipes.load(Ordering::Relaxed),
             rounds: core.rounds.load(Ordering::Relaxed),
         })

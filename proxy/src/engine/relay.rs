@@ -112,7 +112,7 @@ pub(super) struct Session {
     pub(super) first_end: Option<Side>,
     /// This side's connection is gone; what it sent before is still passed on.
     pub(super) broken: Option<Box<(Side, io::Error)>>,
-    /// The beat looks at it: it has an idle timeout, or a broken side.
+    /// The beat looks at it: it has an idle timeout, a broken side, or one that has ended.
     pub(super) watched: bool,
     /// When a byte was moved last, in ticks of the core.
     pub(super) moved: u32,

@@ -16,7 +16,9 @@ use std::time::Duration;
 
 use rustix::net::{Shutdown, shutdown, sockopt};
 
-use super::driver::{Chunk, Close, Driver, Event, Key, LATE, Readiness, Sent, Watched};
+use super::driver::{
+    Chunk, Close, Driver, Event, Key, LATE, Progress, Readiness, Sent, Watched, begin_connect,
+};
 use super::sys::ring::{Completion, Operation, Payload, Ring, Size, Waiting};
 use listening::ListeningSet;
 use socket::{Receiving, Sending, Socket};
@@ -126,7 +128,6 @@ impl Uring {
                 self.received(index, result, buffer, more)
             }
             Completion::Sent { index, result, payload } => self.sent(index, result, payload),
-            Completion::Connected { index, result } => self.connected(index, result),
             Completion::Polled { index, operation, result } => self.polled(index, operation, result),
             Completion::NotCancelled { index, operation } => {
                 let (_, socket) = self.socket_at(index)?;
@@ -144,7 +145,7 @@ impl Uring {
                 self.ready.extend(ready);
                 None
             }
-            Completion::Closed(_) => None,
+            Completion::Closed => None,
         }
     }
 
@@ -158,7 +159,8 @@ impl Uring {
                 Some(Event::Readable(key))
             }
             Operation::Writable => Some(Event::Writable(key)),
-            Operation::Receive | Operation::Send | Operation::Connect => None,
+            Operation::Connect => self.connected(index, result),
+            Operation::Receive | Operation::Send => None,
         }
     }
 }
@@ -193,10 +195,14 @@ impl Driver for Uring {
         Ok(key)
     }
 
-    fn connect(&mut self, socket: OwnedFd, to: SocketAddr) -> io::Result<Key> {
+    fn connect(&mut self, socket: OwnedFd, to: SocketAddr) -> io::Result<(Key, Progress)> {
+        let progress = begin_connect(&socket, to)?;
+        if progress == Progress::Connected {
+            return Ok((self.add(socket)?, progress));
+        }
         let key = self.adopt(socket, Receiving::Connecting)?;
-        self.ring.connect(key.index, to);
-        Ok(key)
+        self.ring.poll(key.index, Operation::Connect);
+        Ok((key, progress))
     }
 
     fn bytes(&self, chunk: &Chunk) -> &[u8] {
@@ -225,6 +231,12 @@ impl Driver for Uring {
 
     fn is_full(&self, key: Key) -> bool {
         self.socket(key).is_some_and(|socket| socket.queued >= FULL)
+    }
+
+    fn watch_after_end(&mut self, key: Key) {
+        if self.socket(key).is_some() {
+            self.watch_for_hangup(key.index);
+        }
     }
 
     fn receive(&mut self, key: Key, on: bool) {

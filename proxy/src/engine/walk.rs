@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::core::Core;
 use super::driver::{Driver, Key};
-use super::relay::{End, Session, Ticks};
+use super::relay::{End, Session, Side, Ticks};
 
 /// Sessions that are looked at in one slice: some ten microseconds.
 const LOOK: usize = 4096;
@@ -29,7 +29,7 @@ pub(super) struct Walks {
     /// Where the beat goes on, and when the next one begins.
     beat: Option<usize>,
     next_beat: Instant,
-    /// Sessions that have an idle timeout, or a broken side: without one there is nothing to look at.
+    /// Sessions that the beat has something to look at for.
     pub(super) watched: usize,
     /// Established since the last beat but one, in order.
     young: VecDeque<(Instant, Key)>,
@@ -118,8 +118,15 @@ impl<D: Driver> Core<D> {
         self.walks.beat = Some(at + LOOK);
         let ticks = self.ticks.now();
         for key in slice {
-            if let Some(end) = self.sessions.get_mut(key).and_then(|session| overdue(session, ticks)) {
+            let Some(session) = self.sessions.get_mut(key) else { continue };
+            if let Some(end) = overdue(session, ticks) {
                 self.end(key, end);
+                continue;
+            }
+            for side in [Side::Client, Side::Server] {
+                if session.from(side).source_ended {
+                    self.driver.watch_after_end(session.key(side));
+                }
             }
         }
     }

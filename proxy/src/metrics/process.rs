@@ -62,6 +62,9 @@ fn write_cores(scrape: &Scrape, app: &App) {
         let sessions =
             family("pointsman_relay_core_sessions", "Established sessions of a core of the relay engine.");
         scrape.gauge(sessions, &labels, core.sessions as f64);
+        let sockets =
+            family("pointsman_relay_core_sockets", "Open sockets of a core, those being closed included.");
+        scrape.gauge(sockets, &labels, core.sockets as f64);
         let pipes =
             family("pointsman_relay_core_pipes", "Pipes that hold bytes of large transfers, by core.");
         scrape.gauge(pipes, &labels, core.pipes as f64);

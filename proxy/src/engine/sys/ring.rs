@@ -9,18 +9,16 @@
 //! The thread that opened a ring is the only one that can use it: the kernel insists (`IORING_SETUP_SINGLE_ISSUER`), the type says so.
 //! Nothing newer than Linux 6.1 is used. Sources: `io_uring_setup(2)`, `io_uring_enter(2)`, `io_uring_register(2)`.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use io_uring::types::{Fd, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, opcode, squeue};
-use socket2::SockAddr;
 
 mod buffers;
 mod complete;
@@ -75,37 +73,17 @@ pub(crate) enum Payload {
 #[derive(Debug)]
 pub(crate) enum Completion {
     /// A receive brought bytes in a buffer, or ended (0: a FIN). `more`: the receive goes on.
-    Received {
-        index: u32,
-        result: i32,
-        buffer: Option<u16>,
-        more: bool,
-    },
+    Received { index: u32, result: i32, buffer: Option<u16>, more: bool },
     /// A send took so many bytes.
-    Sent {
-        index: u32,
-        result: i32,
-        payload: Payload,
-    },
-    Connected {
-        index: u32,
-        result: i32,
-    },
+    Sent { index: u32, result: i32, payload: Payload },
     /// A poll; the result is a mask of `libc::POLL*`.
-    Polled {
-        index: u32,
-        operation: Operation,
-        result: i32,
-    },
+    Polled { index: u32, operation: Operation, result: i32 },
     /// [`Ring::cancel`] found nothing to cancel: the operation is done, or on its way between two states.
-    NotCancelled {
-        index: u32,
-        operation: Operation,
-    },
+    NotCancelled { index: u32, operation: Operation },
     /// The watched descriptor of this number can be read. To be watched again.
     Watched(u8),
     /// A dismissed descriptor has been closed; its index may be given out again.
-    Closed(u32),
+    Closed,
 }
 
 #[derive(Debug, Default)]
@@ -123,7 +101,6 @@ struct Owned {
     ring: IoUring,
     buffers: Buffers,
     sending: Vec<Option<Box<Waiting>>>,
-    connecting: HashMap<u32, Box<SockAddr>>,
     watched: [Option<Arc<OwnedFd>>; 2],
 }
 
@@ -164,8 +141,7 @@ impl Ring {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "the kernel's io_uring is too old"));
         }
         let buffers = Buffers::map(size.buffers, size.bytes_each).map_err(|error| refused("mmap", &error))?;
-        let owned =
-            Owned { ring, buffers, sending: Vec::new(), connecting: HashMap::new(), watched: [None, None] };
+        let owned = Owned { ring, buffers, sending: Vec::new(), watched: [None, None] };
         let mut ring = Self {
             owned: ManuallyDrop::new(owned),
             free_sending: Vec::new(),
@@ -243,16 +219,6 @@ impl Ring {
         let Some(fd) = self.begin(index, operation) else { return false };
         let entry = opcode::PollAdd::new(fd, events).multi(operation == Operation::Hangup).build();
         self.push(entry, Tag::of(index, operation));
-        true
-    }
-
-    /// Connects a socket.
-    pub(crate) fn connect(&mut self, index: u32, to: SocketAddr) -> bool {
-        let Some(fd) = self.begin(index, Operation::Connect) else { return false };
-        let address = Box::new(SockAddr::from(to));
-        let entry = opcode::Connect::new(fd, address.as_ptr().cast(), address.len()).build();
-        self.owned.connecting.insert(index, address);
-        self.push(entry, Tag::of(index, Operation::Connect));
         true
     }
 
@@ -391,11 +357,6 @@ impl Ring {
     /// Buffers that the kernel can still pick.
     pub(crate) fn provided(&self) -> usize {
         self.owned.buffers.provided()
-    }
-
-    /// The size of a buffer, in bytes.
-    pub(crate) fn buffer_size(&self) -> usize {
-        self.owned.buffers.size()
     }
 
     fn push(&mut self, entry: squeue::Entry, tag: Tag) {

@@ -30,7 +30,7 @@ pub(super) fn probe(ring: &mut Ring) -> io::Result<()> {
     }
     if !ring.dismiss(index) {
         match next(ring)? {
-            Some(Completion::Closed(_)) => {}
+            Some(Completion::Closed) => {}
             other => return Err(unexpected("close", other.as_ref())),
         }
     }
@@ -109,10 +109,9 @@ fn unexpected(step: &str, completion: Option<&Completion>) -> io::Error {
         Some(
             Completion::Received { result, .. }
             | Completion::Sent { result, .. }
-            | Completion::Connected { result, .. }
             | Completion::Polled { result, .. },
         ) => *result,
-        Some(Completion::NotCancelled { .. } | Completion::Watched(_) | Completion::Closed(_)) => 0,
+        Some(Completion::NotCancelled { .. } | Completion::Watched(_) | Completion::Closed) => 0,
         None => {
             return io::Error::new(io::ErrorKind::TimedOut, format!("io_uring {step}: no completion came"));
         }

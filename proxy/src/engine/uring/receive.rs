@@ -114,7 +114,6 @@ impl Uring {
             return self.broken(index, error.get());
         }
         socket.receiving = Receiving::Ended;
-        self.watch_for_hangup(index);
         Some(Event::End(key))
     }
 
@@ -145,11 +144,16 @@ impl Uring {
         Some(Event::Broken(key, io::Error::from_raw_os_error(errno)))
     }
 
+    /// A connection that was waited for is made, or has failed.
     pub(super) fn connected(&mut self, index: u32, result: i32) -> Option<Event> {
         let (key, socket) = self.socket_at(index)?;
         socket.receiving = Receiving::Off;
         if result < 0 {
             return self.broken(index, -result);
+        }
+        if result & i32::from(libc::POLLERR | libc::POLLHUP) != 0 {
+            let errno = self.socket_error(index);
+            return self.broken(index, errno);
         }
         let event = self.settle(index);
         self.ready.extend(event);
@@ -178,10 +182,15 @@ impl Uring {
             self.watch_for_hangup(index);
             return None;
         }
-        let errno = match self.ring.fd(index).map(sockopt::socket_error) {
+        let errno = self.socket_error(index);
+        self.broken(index, errno)
+    }
+
+    /// The error of a socket that has one (errno). If something else was told of it already it can only have been a reset.
+    fn socket_error(&self, index: u32) -> i32 {
+        match self.ring.fd(index).map(sockopt::socket_error) {
             Some(Ok(Err(error))) => error.raw_os_error(),
             Some(Ok(Ok(())) | Err(_)) | None => libc::ECONNRESET,
-        };
-        self.broken(index, errno)
+        }
     }
 }

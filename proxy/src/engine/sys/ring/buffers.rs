@@ -115,11 +115,6 @@ impl Buffers {
         self.provided
     }
 
-    /// The size of each, in bytes.
-    pub(super) fn size(&self) -> usize {
-        self.size
-    }
-
     /// Gives a buffer of the caller's to the kernel, from the next [`Buffers::publish`] on. Any other is left alone.
     pub(super) fn give(&mut self, buffer: u16) {
         if self.owner(buffer) != Some(Owner::Caller) {

@@ -49,23 +49,21 @@ impl Ring {
         let descriptor = self.descriptors.get_mut(index as usize)?;
         if !more {
             descriptor.in_flight &= !operation.bit();
-            if operation == Operation::Connect {
-                self.owned.connecting.remove(&index);
-            }
         }
         if descriptor.dismissed {
             for buffer in buffer.into_iter().chain(payload.as_ref().and_then(Payload::buffer)) {
                 self.owned.buffers.give(buffer);
             }
-            return self.close_if_done(index).then_some(Completion::Closed(index));
+            return self.close_if_done(index).then_some(Completion::Closed);
         }
         Some(match operation {
             Operation::Receive => Completion::Received { index, result, buffer, more },
             Operation::Send => Completion::Sent { index, result, payload: payload? },
-            Operation::Connect => Completion::Connected { index, result },
-            Operation::Hangup | Operation::Room | Operation::Readable | Operation::Writable => {
-                Completion::Polled { index, operation, result }
-            }
+            Operation::Connect
+            | Operation::Hangup
+            | Operation::Room
+            | Operation::Readable
+            | Operation::Writable => Completion::Polled { index, operation, result },
         })
     }
 
@@ -88,7 +86,7 @@ impl Ring {
             if missed {
                 self.cancel(index, operation);
             }
-            return self.close_if_done(index).then_some(Completion::Closed(index));
+            return self.close_if_done(index).then_some(Completion::Closed);
         }
         missed.then_some(Completion::NotCancelled { index, operation })
     }

@@ -7,6 +7,7 @@ pub(crate) enum Operation {
     /// A multishot receive.
     Receive = 0,
     Send = 1,
+    /// A poll for the connection that is being made.
     Connect = 2,
     /// A poll for nothing but `POLLERR` and `POLLHUP`.
     Hangup = 3,
@@ -34,9 +35,9 @@ impl Operation {
     pub(super) fn poll_events(self) -> Option<u32> {
         match self {
             Self::Hangup => Some(0),
-            Self::Room | Self::Writable => Some(events(libc::POLLOUT)),
+            Self::Connect | Self::Room | Self::Writable => Some(events(libc::POLLOUT)),
             Self::Readable => Some(events(libc::POLLIN | libc::POLLRDHUP)),
-            Self::Receive | Self::Send | Self::Connect => None,
+            Self::Receive | Self::Send => None,
         }
     }
 }
