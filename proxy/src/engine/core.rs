@@ -3,6 +3,7 @@
 //! Each round: messages of other threads, timers, tasks, what the tasks have ordered, then the kernel's events. Nothing in a round
 //! waits but the driver, and nothing that is done for one session grows with what others do: long walks are made in slices.
 
+use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 
 use super::accept::{Accepted, Acceptor, Listeners, Resting};
 use super::driver::{Close, Driver, Event, Key, Progress, Watched};
+use super::flows::Gathering;
 use super::inbox::{Inbox, Message};
 use super::local::{Command, Entered, Local, Task, Wire, sleep};
 use super::relay::{Session, Side, Ticks};
@@ -62,6 +64,8 @@ pub(super) struct Core<D> {
     pub(super) ticks: Ticks,
     /// Splices that have used up their turn.
     pub(super) unfinished: Vec<(Key, Side)>,
+    /// Streams that gather, the one to be looked at first in front.
+    pub(super) gathering: VecDeque<Gathering>,
     pub(super) walks: Walks,
     stopping: bool,
     _entered: Entered,
@@ -95,6 +99,7 @@ impl<D: Driver> Core<D> {
             pipes: Pipes::default(),
             ticks: Ticks::start(now),
             unfinished: Vec::new(),
+            gathering: VecDeque::new(),
             walks: Walks::new(now),
             stopping: false,
             _entered: entered,
@@ -123,6 +128,7 @@ impl<D: Driver> Core<D> {
                 self.run_tasks();
             }
             self.go_on();
+            self.look_after_gathering(now);
             self.walk(now);
             let timeout = self.timeout(now);
             let asleep = timeout.is_none_or(|timeout| !timeout.is_zero()) && self.inbox.fall_asleep();
@@ -142,7 +148,8 @@ impl<D: Driver> Core<D> {
         if self.driver.is_busy() || !self.unfinished.is_empty() || self.walks.is_busy() {
             return Some(Duration::ZERO);
         }
-        let next = [self.local.next_timer(), self.walks.next()].into_iter().flatten().min();
+        let gathering = self.gathering.front().map(|gathering| gathering.until);
+        let next = [self.local.next_timer(), self.walks.next(), gathering].into_iter().flatten().min();
         Some(next.map_or(LONGEST_WAIT, |at| at.saturating_duration_since(now).min(LONGEST_WAIT)))
     }
 

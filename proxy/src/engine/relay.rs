@@ -79,6 +79,10 @@ pub(super) struct Flow {
     pub(super) mode: Mode,
     /// Full buffers in a row.
     pub(super) full: u8,
+    /// KiB that were spliced since the flow was turned.
+    pub(super) spliced: u32,
+    /// It is gathering: the source is told of only when there is much of it.
+    pub(super) gathering: bool,
     /// Nothing is received, because the sink does not keep up.
     pub(super) paused: bool,
     /// The source sent a FIN.
