@@ -194,7 +194,11 @@ impl<D: Driver> Core<D> {
 
     fn carry_out(&mut self, command: Command) {
         match command {
-            Command::Listen(listening) => self.listen(listening),
+            Command::Listen(number) => {
+                if let Some(resting) = self.listeners.resume(&mut self.driver, number) {
+                    self.rest(resting);
+                }
+            }
             Command::Connect { wire, socket, to } => match self.driver.connect(socket, to) {
                 Ok((key, progress)) => {
                     self.own(key, &wire);
@@ -378,15 +382,11 @@ impl<D: Driver> Core<D> {
 
     /// Leaves a listening socket alone for a while.
     fn rest(&mut self, resting: Resting) {
-        let Resting { listening, pause } = resting;
+        let Resting { number, pause } = resting;
         let local = Rc::clone(&self.local);
-        // A listening socket that is given up meanwhile must not be kept by this task.
-        let listening = Arc::downgrade(&listening);
         self.tasks.push(Box::pin(async move {
             sleep(pause).await;
-            if let Some(listening) = listening.upgrade() {
-                local.order(Command::Listen(listening));
-            }
+            local.order(Command::Listen(number));
         }));
     }
 }

@@ -111,11 +111,7 @@ impl<D: Driver> Core<D> {
         match event {
             Event::Data(_, chunk) => self.received(key, side, chunk),
             Event::End(_) => self.peer_ended(key, side),
-            Event::Broken(_, error) => {
-                // What came before it is in the socket still if the flow is spliced.
-                self.splice(key, side);
-                self.broke(key, side, error);
-            }
+            Event::Broken(_, error) => self.broke(key, side, error),
             Event::Sent(_, bytes) => self.room(key, side, bytes),
             Event::Quiet(_) => self.quiet(key, side),
             Event::Readable(_) => self.splice(key, side),
@@ -225,7 +221,8 @@ impl<D: Driver> Core<D> {
     fn peer_ended(&mut self, key: Key, side: Side) {
         let Some(session) = self.sessions.get_mut(key) else { return };
         if session.is_broken(side) {
-            // After an error that a write was told of, the kernel shows an end that is none.
+            // After an error that somebody was told of, the kernel shows an end that is none.
+            session.from(side).source_ended = true;
             return self.end_broken(key);
         }
         session.first_end.get_or_insert(side);
@@ -242,13 +239,16 @@ impl<D: Driver> Core<D> {
         }
     }
 
-    /// Passes the FIN of `side` on, if it has come and nothing waits before it.
+    /// Passes the end of `side` on, if it has come and nothing waits before it.
     fn pass_end(&mut self, key: Key, side: Side) {
         let Some(session) = self.sessions.get_mut(key) else { return };
         let sink = session.key(side.other());
         let flow = session.from(side);
         if !flow.source_ended || flow.finished || flow.dead {
             return;
+        }
+        if session.is_broken(side) {
+            return self.end_broken(key);
         }
         if let Some(end) = session.relayed.stop() {
             return self.end(key, end);
@@ -264,41 +264,76 @@ impl<D: Driver> Core<D> {
         }
     }
 
-    /// A side is gone, and everything that it sent before was told.
+    /// A side is gone. What it said before was told, or is in its socket still if the flow is spliced.
     fn broke(&mut self, key: Key, side: Side, error: io::Error) {
-        let Some(session) = self.sessions.get_mut(key) else { return };
-        if session.broken.is_none() {
-            session.broken = Some(Box::new((side, error)));
+        if !self.mark_broken(key, side, error) {
+            return;
         }
-        self.end_broken(key);
+        self.splice(key, side);
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.from(side).source_ended = true;
+            self.end_broken(key);
+        }
     }
 
     /// A side takes nothing any more. What it sent before that may still have to be read, and is passed on: the event that ends the
     /// session comes after it.
     fn broke_on_write(&mut self, key: Key, side: Side, error: io::Error) {
-        let Some(session) = self.sessions.get_mut(key) else { return };
-        let source = session.key(side.other());
-        session.into(side).dead = true;
-        let from = session.from(side);
-        let said_all = from.source_ended || from.dead || from.paused || !matches!(from.mode, Mode::Copy);
-        let first = session.broken.is_none();
-        if first {
-            session.broken = Some(Box::new((side, error)));
+        if !self.mark_broken(key, side, error) {
+            return;
         }
-        if said_all || !first {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let from = session.from(side);
+        if from.source_ended || from.dead {
             return self.end_broken(key);
         }
-        session.moved = self.ticks.now();
-        self.walks.watched += usize::from(!std::mem::replace(&mut session.watched, true));
-        self.driver.receive(source, false);
+        self.wait_for_last_words(key, side);
+        self.splice(key, side);
     }
 
+    /// Remembers which side has failed: nothing is sent to it any more. `false`: that is known, or the session is over, because the other side
+    /// had failed before.
+    fn mark_broken(&mut self, key: Key, side: Side, error: io::Error) -> bool {
+        let Some(session) = self.sessions.get_mut(key) else { return false };
+        session.into(side).dead = true;
+        match &session.broken {
+            None => {
+                session.broken = Some(Box::new((side, error)));
+                true
+            }
+            Some(broken) if broken.0 == side => false,
+            Some(_) => {
+                self.end_as_broken(key);
+                false
+            }
+        }
+    }
+
+    /// Ends a session with a broken side that has nothing more to say, once the other side has what it said.
     fn end_broken(&mut self, key: Key) {
-        let Some(broken) = self.sessions.get_mut(key).and_then(|session| session.broken.take()) else {
-            return;
-        };
-        let (side, error) = *broken;
-        self.end(key, End::Broken(side, error));
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let Some(side) = session.broken.as_ref().map(|broken| broken.0) else { return };
+        let sink = session.key(side.other());
+        let flow = session.from(side);
+        let passing = self.driver.has_queued(sink) || matches!(flow.mode, Mode::Splice(Some(_)));
+        if passing && !flow.dead {
+            return self.wait_for_last_words(key, side);
+        }
+        self.end_as_broken(key);
+    }
+
+    /// The beat ends the session if the last words of `side` are not read, or not taken.
+    fn wait_for_last_words(&mut self, key: Key, side: Side) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        session.moved = self.ticks.now();
+        self.walks.watched += usize::from(!std::mem::replace(&mut session.watched, true));
+        self.driver.receive(session.key(side.other()), false);
+    }
+
+    fn end_as_broken(&mut self, key: Key) {
+        if let Some(broken) = self.sessions.get_mut(key).and_then(|session| session.broken.take()) {
+            self.end(key, End::Broken(broken.0, broken.1));
+        }
     }
 
     /// Ends a session: both sockets are closed in the way that passes the end on.
@@ -370,7 +405,11 @@ impl<D: Driver> Core<D> {
 
     fn splice_turn(&mut self, key: Key, side: Side) -> Result<Turn, Failed> {
         let Some(session) = self.sessions.get_mut(key) else { return Ok(Turn::Done) };
-        let Mode::Splice(kept) = &mut session.from(side).mode else { return Ok(Turn::Done) };
+        let flow = session.from(side);
+        if flow.dead {
+            return Ok(Turn::Done);
+        }
+        let Mode::Splice(kept) = &mut flow.mode else { return Ok(Turn::Done) };
         let pipe = kept.take().or_else(|| self.pipes.take().map(Box::new));
         let Some(mut pipe) = pipe else { return Ok(Turn::Copy) };
         let turn = pump(&mut self.driver, session, side, &mut pipe, self.ticks.now());

@@ -14,7 +14,6 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use super::accept::Listening;
 use super::driver::{Close, Key};
 use super::relay::Relayed;
 
@@ -45,7 +44,8 @@ pub(super) enum Command {
         server: Rc<Wire>,
         relayed: Box<dyn Relayed>,
     },
-    Listen(std::sync::Arc<Listening>),
+    /// Accept again from the listening socket of this number.
+    Listen(u32),
 }
 
 /// A socket before its session is established: what the core knows of it, and what its task wants to know.

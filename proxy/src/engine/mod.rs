@@ -18,6 +18,8 @@ mod conformance;
 mod core;
 mod driver;
 mod epoll;
+#[cfg(test)]
+pub(crate) mod faulty;
 mod flows;
 mod inbox;
 mod local;
@@ -135,6 +137,19 @@ impl Engine {
             starts.recv().map_err(io::Error::other)??;
         }
         Ok(engine)
+    }
+
+    /// On a driver that injects faults around the real one.
+    #[cfg(test)]
+    pub(crate) fn start_faulty<const ROUGH: bool>(
+        backend: pointsman_config::Engine,
+    ) -> Result<Self, EngineError> {
+        const CORES: usize = 2;
+        if backend == pointsman_config::Engine::Epoll {
+            Self::start_with::<faulty::Faulty<Epoll, ROUGH>>(CORES)
+        } else {
+            Self::start_with::<faulty::Faulty<Uring, ROUGH>>(CORES)
+        }
     }
 
     /// Its cores.

@@ -4,7 +4,7 @@
 //! keep up. A flow that fills buffers is spliced until its splices become small.
 //!
 //! Ends are passed on as they are. A FIN becomes a FIN after the bytes before it, in each direction by itself. An RST becomes an
-//! RST. When we end a session ourselves (revoked, killed, idle) not one byte more is moved in either direction; the server gets an
+//! RST, after what its sender had said before if the other side takes that without standing still for long. When we end a session ourselves (revoked, killed, idle) not one byte more is moved in either direction; the server gets an
 //! RST, so that nothing of what it has not received yet can still be executed and the backend ends at once; the client gets a FIN
 //! after what the kernel has already taken for it (perhaps the server's own last words): PostgreSQL's messages have lengths and its
 //! results an end mark, so a client cannot take this for a complete answer.
