@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::conformance::Dice;
-use super::driver::{Chunk, Close, Driver, Event, Key, Readiness, Sent};
+use super::driver::{Chunk, Close, Driver, Event, Key, Progress, Readiness, Sent};
 
 /// How many faults there were in this process: a test that met none has shown nothing.
 pub(crate) static INJECTED: AtomicU64 = AtomicU64::new(0);
@@ -206,12 +206,12 @@ impl<D: Driver, const ROUGH: bool> Driver for Faulty<D, ROUGH> {
         Ok(self.adopt(key, true))
     }
 
-    fn connect(&mut self, socket: OwnedFd, to: SocketAddr) -> io::Result<Key> {
+    fn connect(&mut self, socket: OwnedFd, to: SocketAddr) -> io::Result<(Key, Progress)> {
         if self.rough(50) {
             return Err(errno(libc::EADDRNOTAVAIL));
         }
-        let key = self.inner.connect(socket, to)?;
-        Ok(self.adopt(key, false))
+        let (key, progress) = self.inner.connect(socket, to)?;
+        Ok((self.adopt(key, progress == Progress::Connected), progress))
     }
 
     fn bytes(&self, chunk: &Chunk) -> &[u8] {
@@ -259,6 +259,10 @@ impl<D: Driver, const ROUGH: bool> Driver for Faulty<D, ROUGH> {
         self.inner.is_full(key) || self.sockets.get(&key).is_some_and(|socket| !socket.kept.is_empty())
     }
 
+    fn watch_after_end(&mut self, key: Key) {
+        self.inner.watch_after_end(key);
+    }
+
     fn receive(&mut self, key: Key, on: bool) {
         if let Some(socket) = self.sockets.get_mut(&key) {
             socket.receiving = on;
@@ -289,6 +293,10 @@ impl<D: Driver, const ROUGH: bool> Driver for Faulty<D, ROUGH> {
 
     fn fd(&self, key: Key) -> Option<BorrowedFd<'_>> {
         self.inner.fd(key)
+    }
+
+    fn hurry(&mut self) {
+        self.inner.hurry();
     }
 
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {

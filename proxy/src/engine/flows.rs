@@ -7,6 +7,8 @@ use std::task::{Wake, Waker};
 use std::time::{Duration, Instant};
 
 use super::core::{Core, Owner};
+use socket2::SockRef;
+
 use super::driver::{Chunk, Close, Driver, Event, Key, Readiness, Sent};
 use super::inbox::{Inbox, Message};
 use super::local::Wire;
@@ -26,8 +28,11 @@ const ROUNDS: usize = 2;
 /// After so much a stream is expected to go on: it gathers. In KiB.
 const SUSTAINED: u32 = 1024;
 
-/// How much a stream gathers before it is spliced on: a pipe full. Each wake-up costs as much as splicing some 50 KiB. In bytes.
-const GATHER: u32 = 256 * 1024;
+/// How much a stream gathers before it is spliced on, in bytes: each wake-up costs as much as splicing some 50 KiB. It is a small part
+/// of what the socket may hold, or the peer's window would be closed meanwhile.
+const GATHER: u32 = 512 * 1024;
+const LEAST_GATHER: u32 = 128 * 1024;
+const PART: usize = 4;
 
 /// How long the rest of a stream that gathers may lie before it is spliced on all the same.
 const REST: Duration = Duration::from_millis(1);
@@ -430,15 +435,20 @@ impl<D: Driver> Core<D> {
         if flow.gathering || flow.spliced < SUSTAINED {
             return;
         }
-        if self.driver.fd(source).is_some_and(|fd| set_receive_low_water(fd, GATHER).is_ok()) {
-            flow.gathering = true;
-            self.gathering.push_back(Gathering {
-                until: Instant::now() + REST,
-                key,
-                side,
-                spliced: flow.spliced,
-            });
+        let Some(fd) = self.driver.fd(source) else { return };
+        let room = SockRef::from(&fd).recv_buffer_size().unwrap_or(0) / PART;
+        let amount = u32::try_from(room).unwrap_or(u32::MAX).min(GATHER);
+        if amount < LEAST_GATHER || set_receive_low_water(fd, amount).is_err() {
+            flow.spliced = 0; // the buffer may have grown by the next time
+            return;
         }
+        flow.gathering = true;
+        self.gathering.push_back(Gathering {
+            until: Instant::now() + REST,
+            key,
+            side,
+            spliced: flow.spliced,
+        });
     }
 
     /// Looks after the streams that gather: what has not moved for a moment goes on as it is.
