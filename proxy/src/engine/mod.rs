@@ -4,7 +4,7 @@
 //! * [`core`]: the loop of a core. [`accept`]: listening sockets. [`walk`]: what is done with many sessions at once.
 //! * [`local`], [`stream`]: what tasks (sessions that are being started) can do there.
 //! * [`relay`], [`flows`], [`splice`]: established sessions.
-//! * [`inbox`]: how other threads reach a core.
+//! * [`inbox`], [`alarm`]: how other threads reach a core.
 //!
 //! A session never changes its core. Until it is established it is a task: the code in `listener` is written as if it were alone in
 //! the world. Then the task hands its two sockets over and ends, and what is left of the session is an entry in a table.
@@ -13,6 +13,7 @@
 //! store, the admin interface, timers of the hold queues.
 
 mod accept;
+mod alarm;
 #[cfg(test)]
 mod conformance;
 mod core;

@@ -47,11 +47,14 @@ impl Lab {
     }
 
     pub(super) fn with(change: impl FnOnce(&mut pointsman_config::Listener)) -> Self {
+        Self::on(super::engine(), change)
+    }
+
+    pub(super) fn on(engine: Engine, change: impl FnOnce(&mut pointsman_config::Listener)) -> Self {
         let mut settings = settings();
         change(&mut settings.listener);
         let (sender, events) = mpsc::channel(1024);
         let (routes, sessions, stats) = <(Arc<Routes>, Arc<Sessions>, Arc<ListenerStats>)>::default();
-        let engine = super::engine();
         let context = Context {
             routes: routes.clone(),
             sessions: sessions.clone(),

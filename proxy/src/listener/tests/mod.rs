@@ -56,3 +56,26 @@ on!(faulty_epoll, super::Engine::start_faulty::<false>(super::Epoll), faulty: tr
 on!(faulty_io_uring, super::Engine::start_faulty::<false>(super::IoUring), faulty: true);
 on!(rough_epoll, super::Engine::start_faulty::<true>(super::Epoll), rough);
 on!(rough_io_uring, super::Engine::start_faulty::<true>(super::IoUring), rough);
+
+/// Tests that have a process to themselves: they count descriptors and memory, or change limits.
+#[path = "."]
+#[expect(dead_code, reason = "these tests need a part of what the others share")]
+mod alone {
+    const FAULTY: bool = false;
+    const ROUGH: bool = false;
+    fn engine() -> crate::engine::Engine {
+        super::real(super::Epoll).unwrap()
+    }
+    #[path = "crowd.rs"]
+    mod crowd;
+    #[path = "ends.rs"]
+    mod ends;
+    #[path = "lab.rs"]
+    mod lab;
+    #[path = "limits.rs"]
+    mod limits;
+    #[path = "process.rs"]
+    mod process;
+    #[path = "soak.rs"]
+    mod soak;
+}
