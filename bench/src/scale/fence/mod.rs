@@ -36,7 +36,8 @@ pub type Nanos = u64;
 /// Bytes in a message: when it was written, and nothing.
 pub const MESSAGE: usize = 16;
 
-const FENCED: Cluster = Cluster { scope: "fenced", net: 40, members: 2, port: 5433 };
+/// Its servers' port is below those that the kernel gives to clients, one of which may be in use.
+const FENCED: Cluster = Cluster { scope: "fenced", net: 40, members: 2, port: 543 };
 const OTHER: Cluster = Cluster { scope: "other", net: 41, members: 1, port: SERVER_PORT };
 /// What the process needs beside the sessions.
 const OTHER_SESSIONS: u64 = 32;
