@@ -1,11 +1,14 @@
 //! The command line; `make bench` passes its variables through the environment.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::{Args, Parser, Subcommand};
 use regex::Regex;
+
+use crate::site::BACKEND;
 
 /// Measures Pointsman beside other proxies, in a network of its own.
 ///
@@ -15,6 +18,7 @@ use regex::Regex;
 ///   pointsman-bench --quick                               the rows that matter: under five minutes
 ///   pointsman-bench --rows 'pingpong-64-32$' --peers 'pointsman|haproxy$' --runs 5 --seconds 2
 ///   pointsman-bench --pointsman target/release/pointsman --rows bulk --pinned-only
+///   pointsman-bench scale                                 how costs grow with sessions, members and listeners
 ///   pointsman-bench --list                                names of rows and peers
 #[derive(Debug, Parser)]
 #[command(name = "pointsman-bench", version, verbatim_doc_comment)]
@@ -35,7 +39,15 @@ pub enum Part {
     Backend {
         /// How many loops.
         threads: usize,
+        /// Where it listens.
+        #[arg(default_value_t = BACKEND)]
+        address: SocketAddr,
     },
+    /// How costs grow with idle sessions, members, listeners, and sessions under a leader change: under four minutes.
+    ///
+    /// The last part of a whole table, too. Of the options, these have a meaning: --rows (idle, members, listeners, fence), --peers
+    /// (the engines), --runs, --pointsman, --out, --nice.
+    Scale,
 }
 
 /// What is measured, and how long.
@@ -47,13 +59,13 @@ pub struct Plan {
           num_args = 0..=1, default_missing_value = "true")]
     pub quick: bool,
     /// Only rows whose name matches this regular expression.
-    #[arg(long, env = "ROWS", value_name = "REGEX", default_value = "")]
+    #[arg(long, env = "ROWS", global = true, value_name = "REGEX", default_value = "")]
     pub rows: Regex,
     /// Only peers whose name matches this regular expression.
-    #[arg(long, env = "PEERS", value_name = "REGEX", default_value = "")]
+    #[arg(long, env = "PEERS", global = true, value_name = "REGEX", default_value = "")]
     pub peers: Regex,
     /// Runs of each peer in each row; by default 5 in the rows that matter and 3 in the others.
-    #[arg(long, env = "RUNS", value_name = "COUNT")]
+    #[arg(long, env = "RUNS", global = true, value_name = "COUNT")]
     pub runs: Option<usize>,
     /// Length of the measured window of a run; by default 2, in a quick run 1.
     // Not from the environment: a shell counts seconds in a variable of that name.
@@ -72,16 +84,16 @@ pub struct Plan {
     #[arg(long)]
     pub syscalls: bool,
     /// The proxy to measure; by default the one beside this program.
-    #[arg(long, env = "POINTSMAN_BIN", value_name = "FILE")]
+    #[arg(long, env = "POINTSMAN_BIN", global = true, value_name = "FILE")]
     pub pointsman: Option<PathBuf>,
     /// Where the results go; by default docs/bench for the whole table and target/bench for anything less.
-    #[arg(long, env = "OUT", value_name = "DIRECTORY")]
+    #[arg(long, env = "OUT", global = true, value_name = "DIRECTORY")]
     pub out: Option<PathBuf>,
     /// Priority of everything that is started, against other work on the machine; 0: none.
-    #[arg(long, env = "NICE", value_name = "-20..19", default_value_t = -10, allow_negative_numbers = true)]
+    #[arg(long, env = "NICE", global = true, value_name = "-20..19", default_value_t = -10, allow_negative_numbers = true)]
     pub nice: i32,
     /// The repository, for what is installed in its cache.
-    #[arg(long, value_name = "DIRECTORY", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/.."), hide = true)]
+    #[arg(long, global = true, value_name = "DIRECTORY", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/.."), hide = true)]
     pub repository: PathBuf,
     /// Names the rows and the peers, and ends.
     #[arg(long)]

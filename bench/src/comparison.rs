@@ -34,6 +34,34 @@ const TURNS: &str = "/run/pointsman-bench.lock";
 /// Between two runs, so that another comparison gets its turn.
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// The right to measure, of which a machine has one.
+#[derive(Debug)]
+pub struct Turns(File);
+
+/// Held by whoever measures, until it is dropped.
+#[derive(Debug)]
+pub struct Turn<'a>(&'a File);
+
+impl Turns {
+    /// Opens the lock.
+    pub fn open() -> Result<Self> {
+        File::create(TURNS).map(Self).with_context(|| format!("cannot open {TURNS}"))
+    }
+
+    /// Waits until nobody else measures.
+    pub fn take(&self) -> Result<Turn<'_>> {
+        self.0.lock().context("cannot wait for our turn")?;
+        Ok(Turn(&self.0))
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        // Closing the file would give it away, too.
+        let _ = self.0.unlock();
+    }
+}
+
 /// Who may run where.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Placement {
@@ -52,14 +80,16 @@ impl Placement {
         }
     }
 
-    fn proxy(self) -> Cores {
+    /// Of the proxy.
+    pub fn proxy(self) -> Cores {
         match self {
             Self::Pinned => Cores::all().one(0),
             Self::Unpinned => Cores::all(),
         }
     }
 
-    fn load(self) -> Cores {
+    /// Of load and servers.
+    pub fn load(self) -> Cores {
         match self {
             Self::Pinned => Cores::all().one(1),
             Self::Unpinned => Cores::all(),
@@ -146,7 +176,7 @@ pub fn run(site: &Site, plan: &Plan, save: &dyn Fn(&Results) -> Result<()>) -> R
         total: total(plan, &rows, &placements),
         done: 0,
         started: Instant::now(),
-        turns: File::create(TURNS).with_context(|| format!("cannot open {TURNS}"))?,
+        turns: Turns::open()?,
         results: Results { rows: rows.clone(), ..Results::default() },
     };
     ensure!(comparison.total > 0, "no peer matches PEERS: --list names them");
@@ -205,7 +235,7 @@ struct Comparison<'a> {
     total: usize,
     done: usize,
     started: Instant,
-    turns: File,
+    turns: Turns,
     results: Results,
 }
 
@@ -288,10 +318,8 @@ impl Comparison<'_> {
     /// Waits until no other comparison measures, then does `run`.
     fn in_turn(&self, run: impl FnOnce() -> Result<Run>) -> Result<Run> {
         thread::sleep(PAUSE);
-        self.turns.lock().context("cannot wait for our turn")?;
-        let run = run();
-        self.turns.unlock().context("cannot give our turn away")?;
-        run
+        let _turn = self.turns.take()?;
+        run()
     }
 
     fn run_once(

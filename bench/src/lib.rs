@@ -3,6 +3,7 @@
 //! One program: it moves into namespaces of its own ([`sandbox`]), starts a server ([`backend`]), the proxies
 //! ([`peers`]) and a load ([`load`]) there, looks at clocks and counters before and after ([`measure`]), and writes
 //! tables and plots ([`report`]). [`rows`] names the workloads, [`comparison`] runs them in turns.
+//! [`scale`] looks at Pointsman alone, and at how its costs grow.
 //!
 //! Threads, not tasks: what is measured here are system calls, and the tool must not be what is slow.
 
@@ -17,5 +18,6 @@ pub mod process;
 pub mod report;
 pub mod rows;
 pub mod sandbox;
+pub mod scale;
 pub mod site;
 pub mod wire;

@@ -9,7 +9,7 @@ mod haproxy;
 mod nftables;
 mod nginx;
 mod pgbouncer;
-mod pointsman;
+pub(crate) mod pointsman;
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -39,6 +39,16 @@ pub enum Engine {
     Epoll,
     /// `[relay] engine = "io_uring"`.
     IoUring,
+}
+
+impl Engine {
+    /// As in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Epoll => "epoll",
+            Self::IoUring => "io_uring",
+        }
+    }
 }
 
 /// HAProxy's splicing.

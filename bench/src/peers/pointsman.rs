@@ -29,22 +29,7 @@ pub struct Store {
 impl Store {
     /// Starts etcd on `cores`, writes the keys, and answers for the members.
     pub fn start(site: &Site, cores: &Cores) -> Result<Self> {
-        let etcd = program("etcd").context("etcd is not installed")?;
-        let directory = site.fresh_directory("etcd")?;
-        let client = format!("http://{ETCD}");
-        let peer = format!("http://{ETCD_PEER}");
-        let initial = format!("default={peer}");
-        let arguments = [
-            ["--data-dir", "data"],
-            ["--listen-client-urls", &client],
-            ["--advertise-client-urls", &client],
-            ["--listen-peer-urls", &peer],
-            ["--initial-advertise-peer-urls", &peer],
-            ["--initial-cluster", &initial],
-        ];
-        let mut server =
-            Server::start(&directory, Some(site.account), cores, &etcd, arguments.as_flattened())?;
-        server.wait_until("to answer", ETCD_DEADLINE, || put("/pointsman-bench", "ready"))?;
+        let server = start_etcd(site, cores)?;
         for (scope, address) in CLUSTERS {
             // A primary is believed when its member key is newer than the leader key.
             put(&format!("/service/{scope}/leader"), MEMBER)?;
@@ -53,6 +38,26 @@ impl Store {
         }
         Ok(Self { _server: server })
     }
+}
+
+/// Starts an empty etcd on `cores` and waits until it takes a key.
+pub(crate) fn start_etcd(site: &Site, cores: &Cores) -> Result<Server> {
+    let etcd = program("etcd").context("etcd is not installed")?;
+    let directory = site.fresh_directory("etcd")?;
+    let client = format!("http://{ETCD}");
+    let peer = format!("http://{ETCD_PEER}");
+    let initial = format!("default={peer}");
+    let arguments = [
+        ["--data-dir", "data"],
+        ["--listen-client-urls", &client],
+        ["--advertise-client-urls", &client],
+        ["--listen-peer-urls", &peer],
+        ["--initial-advertise-peer-urls", &peer],
+        ["--initial-cluster", &initial],
+    ];
+    let mut server = Server::start(&directory, Some(site.account), cores, &etcd, arguments.as_flattened())?;
+    server.wait_until("to answer", ETCD_DEADLINE, || put("/pointsman-bench", "ready"))?;
+    Ok(server)
 }
 
 fn put(key: &str, value: &str) -> Result<()> {
@@ -133,10 +138,7 @@ pub(super) fn start(site: &Site, cores: &Cores, peer: Peer, engine: Engine) -> R
 
 /// The defaults, without limits on connections and without a log line for each session: nobody else writes one here.
 fn configuration(listeners: Listeners, engine: Engine) -> String {
-    let engine = match engine {
-        Engine::Epoll => "epoll",
-        Engine::IoUring => "io_uring",
-    };
+    let engine = engine.name();
     let admin = SocketAddr::new(listeners.bench.ip(), 7000);
     let mut text = format!(
         r#"state_dir = "state"

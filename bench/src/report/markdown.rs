@@ -6,7 +6,6 @@ use super::goals::{Goal, Verdict};
 use super::summary::{Cell, Summary};
 use crate::comparison::{Placement, Results, significant};
 use crate::measure::statistics::Spread;
-use crate::peers::Engine;
 use crate::report::machine::Machine;
 
 /// The whole file.
@@ -87,10 +86,7 @@ fn goal_table(text: &mut String, goals: &[Goal]) {
     );
     text.push_str("| row | compared | engine | found | must | aim | |\n|---|---|---|---|---|---|---|\n");
     for goal in goals {
-        let engine = match goal.engine {
-            Engine::Epoll => "epoll",
-            Engine::IoUring => "io_uring",
-        };
+        let engine = goal.engine.name();
         let _ = writeln!(
             text,
             "| {} | {} | {engine} | {} | {} | {} | {} |",

@@ -5,6 +5,7 @@ pub mod goals;
 pub mod machine;
 pub mod markdown;
 pub mod plots;
+pub mod scale;
 pub mod summary;
 pub mod svg;
 pub mod terminal;

@@ -40,7 +40,7 @@ use pointsman_config::{Balance, ClusterName, ListenerName, Refuse};
 use pointsman_core::balance::{Draw, Policy};
 use pointsman_core::close::CloseReason;
 use pointsman_core::hold::HoldLimits;
-use pointsman_core::route::NoRoute;
+use pointsman_core::route::{Candidate, NoRoute};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -54,7 +54,7 @@ use crate::engine::{Acceptor, Cores, Listening, Stream, Task};
 use crate::routes::Routes;
 use crate::sessions::{Place, SessionId, Sessions};
 use crate::socket::{self, TcpOptions};
-use crate::stats::ListenerStats;
+use crate::stats::{ListenerStats, ServerStats};
 
 /// How many refusals at the door are explained at once; more are closed in silence.
 const MAX_REFUSALS: usize = 256;
@@ -185,6 +185,13 @@ pub struct Context {
     pub cores: Cores,
 }
 
+/// The counters of one table's candidates, in its order: a choice among a thousand must not look each of them up by its name.
+#[derive(Debug, Default)]
+struct Counters {
+    generation: u64,
+    servers: Vec<Arc<ServerStats>>,
+}
+
 /// What the tasks of a listener share.
 #[derive(Debug)]
 pub(crate) struct Shared {
@@ -195,6 +202,8 @@ pub(crate) struct Shared {
     sessions: Arc<Sessions>,
     place: Arc<Place>,
     stats: Arc<ListenerStats>,
+    /// Of the table that was last picked from.
+    counters: ArcSwap<Counters>,
     reports: Reports,
     holds: Holds,
     sources: Arc<Sources>,
@@ -231,6 +240,19 @@ impl Shared {
             Some(route) => route.candidates.as_ref().err().cloned(),
             None => Some(NoRoute::Discovering),
         }
+    }
+
+    /// The counters of `candidates`, which are those of the table of this generation.
+    fn counters(&self, generation: u64, candidates: &[Candidate]) -> Arc<Counters> {
+        let known = self.counters.load();
+        if known.generation == generation && known.servers.len() == candidates.len() {
+            return Arc::clone(&known);
+        }
+        let servers = candidates.iter().map(|candidate| self.stats.server(&candidate.member)).collect();
+        let counters = Arc::new(Counters { generation, servers });
+        // A core that is still with the table before may put its own here; then the next choice puts this one back.
+        self.counters.store(Arc::clone(&counters));
+        counters
     }
 
     fn draw(&self, client: IpAddr) -> Draw {
@@ -283,6 +305,7 @@ impl Listener {
             routes: context.routes,
             sessions: context.sessions,
             stats: context.stats,
+            counters: ArcSwap::default(),
             reports: context.reports,
             sources: Arc::default(),
             refusals: Arc::new(Semaphore::new(MAX_REFUSALS)),

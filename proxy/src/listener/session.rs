@@ -30,7 +30,7 @@ use super::{Settings, Shared, cancel, established, refuse};
 use crate::dial::DialError;
 use crate::engine::{self, Side, Stream, timeout_at};
 use crate::sessions::{LoginRef, Phase, SessionGuard};
-use crate::stats::{Gauge, GaugeGuard, ListenerHeld, ListenerStats, ServerSessions};
+use crate::stats::{Gauge, GaugeGuard, ListenerHeld, ListenerStats, ServerSessions, ServerStats};
 
 /// The pauses of a session that comes back to the queue while the routes have not changed.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
@@ -309,18 +309,17 @@ impl<'a> Start<'a> {
         let published = self.shared.routes.load();
         self.generation = published.generation();
         let candidates = published.route(&self.shared.name)?.candidates.as_ref().ok()?;
+        let counters = self.shared.counters(self.generation, candidates);
         let loaded: Vec<Loaded<'_>> = candidates
             .iter()
-            .map(|candidate| Loaded {
-                candidate,
-                load: self.shared.stats.server(&candidate.member).sessions.get(),
-            })
+            .zip(&counters.servers)
+            .map(|(candidate, stats)| Loaded { candidate, stats, load: stats.sessions.get() })
             .collect();
         let draw = self.shared.draw(self.session.client().ip());
         let policy = super::policy(self.settings.listener.balance);
         let chosen = balance::pick(policy, &loaded, draw, |one| self.tried.contains(&one.candidate.member))?;
-        let candidate = loaded.get(chosen)?.candidate;
-        let stats = self.shared.stats.server(&candidate.member);
+        let Loaded { candidate, stats, .. } = loaded.get(chosen)?;
+        let stats = Arc::clone(stats);
         Some(Grant {
             member: candidate.member.clone(),
             role: candidate.role,
@@ -428,6 +427,7 @@ async fn lost(link: Option<&Link>) {
 /// A candidate as balancing sees it.
 struct Loaded<'a> {
     candidate: &'a Candidate,
+    stats: &'a Arc<ServerStats>,
     load: u64,
 }
 
