@@ -39,6 +39,7 @@ pub(crate) struct Faulty<D, const ROUGH: bool> {
 }
 
 #[derive(Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 struct Socket {
     /// What a short send has left.
     kept: Vec<u8>,

@@ -150,10 +150,10 @@ async fn a_reset_is_passed_on_as_a_reset_also_after_a_fin() {
 
 #[tokio::test]
 async fn what_a_server_said_before_its_reset_still_arrives() {
+    const ROUNDS: u64 = 100;
     let server = FakeServer::new().await;
     let mut lab = Lab::new();
     lab.route(&[("n1", server.address, 1)]);
-    const ROUNDS: u64 = 100;
     for round in 0..ROUNDS {
         let (mut client, mut far) = established(&lab, &server).await;
         // The server says why, and closes with unread input: the kernel sends an RST right behind the words.
@@ -178,14 +178,40 @@ async fn a_reset_behind_spliced_bytes_is_no_orderly_end() {
         let (mut client, mut far) = established(&lab, &server).await;
         let block = Random(u64::from(round)).bytes(6_000_000 + 1000 * round as usize);
         let mut got = vec![0; block.len()];
-        let (written, read) = tokio::join!(far.write_all(&block), client.read_exact(&mut got));
-        (written.unwrap(), read.unwrap());
+        tokio::try_join!(far.write_all(&block), client.read_exact(&mut got)).unwrap();
         assert!(got == block);
         reset(far);
         expect_reset(&mut client).await;
     }
     lab.at_rest().await;
     assert_eq!(lab.closes("server-reset"), 10);
+}
+
+#[tokio::test]
+async fn a_reset_behind_a_reader_that_stands_still_is_passed_on_all_the_same() {
+    let server = FakeServer::new().await;
+    let mut lab = Lab::new();
+    lab.route(&[("n1", server.address, 1)]);
+    let (mut client, far) = established(&lab, &server).await;
+    let block = Random(9).bytes(1 << 20);
+    let (mut sent, mut still_since) = (0, tokio::time::Instant::now());
+    while still_since.elapsed() < Duration::from_millis(300) {
+        match far.try_write(&block[sent % block.len()..]) {
+            Ok(count) => {
+                sent += count;
+                still_since = tokio::time::Instant::now();
+            }
+            Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
+        }
+    }
+    let began = tokio::time::Instant::now();
+    reset(far);
+    lab.at_rest().await;
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert_eq!(lab.closes("server-reset"), 1);
+    let (got, end) = read_all(&mut client).await;
+    assert_eq!(end.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    assert!(got.len() < sent && got.chunks(block.len()).all(|chunk| chunk == &block[..chunk.len()]));
 }
 
 #[tokio::test]

@@ -306,27 +306,26 @@ pub(super) fn judge(script: Script, client: Seen, server: Seen, session: Option<
     }
 }
 
+async fn accept_all(server: FakeServer, far: Far) {
+    let mut serving = JoinSet::new();
+    loop {
+        tokio::select! {
+            stream = server.accept_any() => drop(serving.spawn(serve(stream, Arc::clone(&far)))),
+            Some(served) = serving.join_next() => served.unwrap(),
+        }
+    }
+}
+
 async fn run(lab: &mut Lab, seed: u64, count: u64) {
     let server = FakeServer::new().await;
     lab.route(&[("n1", server.address, 1)]);
     let mut random = Random(seed);
     let far = Far::default();
-    let accepting = {
-        let far = Arc::clone(&far);
-        tokio::spawn(async move {
-            let mut serving = JoinSet::new();
-            loop {
-                tokio::select! {
-                    stream = server.accept_any() => drop(serving.spawn(serve(stream, Arc::clone(&far)))),
-                    Some(served) = serving.join_next() => served.unwrap(),
-                }
-            }
-        })
-    };
+    let accepting = accept_all(server, Arc::clone(&far));
+    let mut accepting = JoinSet::from_iter([accepting]);
     let mut clients = JoinSet::new();
     for _ in 0..count {
-        let script = Script::new(random.next());
-        clients.spawn(visit(lab.address(), script, Arc::clone(&lab.sessions)));
+        clients.spawn(visit(lab.address(), Script::new(random.next()), Arc::clone(&lab.sessions)));
     }
     let cut = random.below(3) == 0;
     if cut {
@@ -347,8 +346,7 @@ async fn run(lab: &mut Lab, seed: u64, count: u64) {
         eventually("the server has seen the end", || of_server().is_some()).await;
         judge(script, client, of_server().flatten().unwrap(), session.as_deref(), cut);
     }
-    assert!(!accepting.is_finished(), "a server has found something wrong");
-    accepting.abort();
+    assert!(accepting.try_join_next().is_none(), "a server has found something wrong");
     eventually("the cores have given everything back", || {
         lab.engine.cores().states().all(|core| core.sessions == 0 && core.pipes == 0)
     })

@@ -60,8 +60,18 @@ fn limit(descriptors: usize) {
 
 /// Takes every descriptor that is left.
 fn all_that_are_left() -> Vec<OwnedFd> {
-    let some = std::fs::File::open("/dev/null").unwrap();
-    std::iter::from_fn(|| some.try_clone().ok().map(OwnedFd::from)).collect()
+    let mut taken = vec![OwnedFd::from(std::fs::File::open("/dev/null").unwrap())];
+    while let Ok(one) = taken[0].try_clone() {
+        taken.push(one);
+    }
+    taken
+}
+
+/// One less than a pipe needs.
+fn all_but_one() -> Vec<OwnedFd> {
+    let mut taken = all_that_are_left();
+    taken.pop();
+    taken
 }
 
 async fn more_clients_than_descriptors(engine: crate::engine::Engine, log: &Log) {
@@ -102,6 +112,33 @@ fn accepting_goes_on_after_descriptors_ran_out() {
         let log = Log::start();
         limit(300);
         on_both(async |engine| more_clients_than_descriptors(engine, &log).await);
+    }
+}
+
+async fn a_dial_without_descriptors(engine: crate::engine::Engine) {
+    let mut lab = Lab::on(engine, |_| {});
+    let server = FakeServer::new().await;
+    lab.route(&[("n1", server.address, 1)]);
+    let mut client = lab.connect().await;
+    eventually("it is accepted", || lab.stats.accepted.get() == 1).await;
+    let taken = all_that_are_left();
+    client.write_all(&startup("alice")).await.unwrap();
+    eventually("a dial has failed", || lab.stats.servers().iter().any(|(_, one)| one.dial_errors.get() > 0))
+        .await;
+    drop(taken);
+    let mut far = server.asked(&startup("alice")).await;
+    far.write_all(AUTH_OK).await.unwrap();
+    read_expected(&mut client, AUTH_OK).await;
+    bulk(&mut client, &mut far, 100_000).await;
+    drop((client, far));
+    lab.at_rest().await;
+}
+
+#[test]
+fn a_dial_that_found_no_descriptor_is_made_later() {
+    if is_alone("limits::a_dial_that_found_no_descriptor_is_made_later") {
+        limit(300);
+        on_both(a_dial_without_descriptors);
     }
 }
 
@@ -151,7 +188,7 @@ fn without_descriptors_for_pipes_bulk_is_copied() {
     if is_alone("limits::without_descriptors_for_pipes_bulk_is_copied") {
         let log = Log::start();
         limit(300);
-        on_both(async |engine| bulk_without_pipes(engine, &log, all_that_are_left).await);
+        on_both(async |engine| bulk_without_pipes(engine, &log, all_but_one).await);
     }
 }
 

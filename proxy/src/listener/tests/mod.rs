@@ -1,6 +1,8 @@
 //! Sessions through a listener, with fake servers behind it: every test runs on both backends of the relay engine, and on both of them
 //! again with a driver that injects faults.
 
+#![expect(clippy::duplicate_mod, reason = "the same tests for each driver")]
+
 use crate::engine::{Engine, EngineError};
 use pointsman_config::Engine::{Epoll, IoUring};
 

@@ -69,7 +69,7 @@ impl World {
     }
 }
 
-/// A server: scripted sessions have a number for a user, all others get an echo, CancelRequests nothing.
+/// A server: scripted sessions have a number for a user, all others get an echo, `CancelRequest`s nothing.
 async fn serve(server: TcpListener, far: Far) {
     let mut serving = JoinSet::new();
     loop {
@@ -200,7 +200,7 @@ async fn idle(world: Arc<World>, mut random: Random) {
     }
 }
 
-/// CancelRequests, kills by an operator, clients that speak no PostgreSQL.
+/// `CancelRequest`s, kills by an operator, clients that speak another protocol.
 async fn disturbing(world: Arc<World>, mut random: Random) {
     let cancel = [0, 0, 0, 16, 0x04, 0xd2, 0x16, 0x2e, 0, 0, 1, 2, 9, 8, 7, 6];
     while world.goes_on() {
@@ -231,7 +231,7 @@ struct Running {
     world: Arc<World>,
     clients: JoinSet<()>,
     server: std::net::SocketAddr,
-    serving: tokio::task::JoinHandle<()>,
+    serving: JoinSet<()>,
 }
 
 impl Running {
@@ -239,7 +239,7 @@ impl Running {
         let mut lab = Lab::on(engine, |_| {});
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (server, far) = (listener.local_addr().unwrap(), Far::default());
-        let serving = tokio::spawn(serve(listener, Arc::clone(&far)));
+        let serving = JoinSet::from_iter([serve(listener, Arc::clone(&far))]);
         lab.route(&[("n1", server, 1)]);
         let world = Arc::new(World {
             name,
@@ -285,7 +285,7 @@ impl Running {
         while let Some(client) = self.clients.join_next().await {
             client.unwrap();
         }
-        assert!(!self.serving.is_finished(), "a server has found something wrong");
+        assert!(self.serving.try_join_next().is_none(), "a server has found something wrong");
         self.lab.at_rest().await;
         let lab = &self.lab;
         eventually("the cores have given everything back", || {
@@ -297,20 +297,21 @@ impl Running {
     }
 }
 
-async fn traffic(running: &mut [Running; 2], random: &mut Random, long: Duration) {
-    let (began, mut last) = (Instant::now(), Instant::now());
+async fn traffic(running: &mut [Running; 2], random: &mut Random, since: Instant, until: Instant) {
+    let mut last = Instant::now();
     for one in running.iter_mut() {
         one.start(Random(random.next()));
     }
-    while began.elapsed() < long {
-        tokio::time::sleep(Duration::from_millis(1000 + random.next() % 3000).min(long)).await;
+    while Instant::now() < until {
+        let left = until.saturating_duration_since(Instant::now());
+        tokio::time::sleep(Duration::from_millis(1000 + random.next() % 3000).min(left)).await;
         for one in running.iter_mut() {
             one.change_leader();
             while let Some(client) = one.clients.try_join_next() {
                 client.unwrap();
             }
         }
-        if last.elapsed() >= Duration::from_secs(10) || began.elapsed() >= long {
+        if last.elapsed() >= Duration::from_secs(10) || Instant::now() >= until {
             last = Instant::now();
             let worlds = running.iter().map(|one| {
                 let world = &one.world;
@@ -319,7 +320,7 @@ async fn traffic(running: &mut [Running; 2], random: &mut Random, long: Duration
                 format!("{}: {done} sessions, {cut} of them cut, {} MB", world.name, bytes / 1_000_000)
             });
             let worlds = worlds.collect::<Vec<_>>().join("; ");
-            println!("soak {} s: {worlds}; resident {} MB", began.elapsed().as_secs(), resident() >> 20);
+            println!("soak {} s: {worlds}; resident {} MB", since.elapsed().as_secs(), resident() >> 20);
         }
     }
     for one in running.iter_mut() {
@@ -331,10 +332,10 @@ async fn soaked() {
     let [epoll, io_uring] = engines();
     let mut running = [Running::new(epoll.0, epoll.1).await, Running::new(io_uring.0, io_uring.1).await];
     let seed = seeds(1).next().unwrap();
-    let (mut random, long) = (Random(seed), how_long());
-    traffic(&mut running, &mut random, long / 5).await;
+    let (mut random, since, long) = (Random(seed), Instant::now(), how_long());
+    traffic(&mut running, &mut random, since, since + long / 5).await;
     let warm = (descriptors("socket:"), descriptors("") - descriptors("pipe:"), resident());
-    traffic(&mut running, &mut random, long / 5 * 4).await;
+    traffic(&mut running, &mut random, since, since + long).await;
     eventually("every socket is closed", || descriptors("socket:") == warm.0).await;
     assert_eq!(descriptors("") - descriptors("pipe:"), warm.1, "descriptors that are no pipes");
     assert!(descriptors("pipe:") <= SPARE_PIPES, "{} descriptors of pipes", descriptors("pipe:"));
@@ -346,11 +347,10 @@ async fn soaked() {
         after,
         warm.2
     );
-    for one in running {
+    for one in &running {
         let world = &one.world;
         let [done, cut] = [&world.done, &world.cut].map(|n| n.load(Ordering::Relaxed));
         assert!(done > 100 && cut > 0, "{}: {done} sessions and {cut} cut: nothing was tried", world.name);
-        one.serving.abort();
     }
 }
 
