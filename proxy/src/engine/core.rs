@@ -131,8 +131,8 @@ impl<D: Driver> Core<D> {
             self.look_after_gathering(now);
             self.walk(now);
             let timeout = self.timeout(now);
-            let asleep = timeout.is_none_or(|timeout| !timeout.is_zero()) && self.inbox.fall_asleep();
-            let waited = self.driver.wait(if asleep { timeout } else { Some(Duration::ZERO) });
+            let asleep = !timeout.is_zero() && self.inbox.fall_asleep();
+            let waited = self.driver.wait(Some(if asleep { timeout } else { Duration::ZERO }));
             self.inbox.awake();
             waited?;
             self.take_events();
@@ -144,13 +144,13 @@ impl<D: Driver> Core<D> {
     }
 
     /// How long the driver may wait.
-    fn timeout(&self, now: Instant) -> Option<Duration> {
+    fn timeout(&self, now: Instant) -> Duration {
         if self.driver.is_busy() || !self.unfinished.is_empty() || self.walks.is_busy() {
-            return Some(Duration::ZERO);
+            return Duration::ZERO;
         }
         let gathering = self.gathering.front().map(|gathering| gathering.until);
         let next = [self.local.next_timer(), self.walks.next(), gathering].into_iter().flatten().min();
-        Some(next.map_or(LONGEST_WAIT, |at| at.saturating_duration_since(now).min(LONGEST_WAIT)))
+        next.map_or(LONGEST_WAIT, |at| at.saturating_duration_since(now).min(LONGEST_WAIT))
     }
 
     fn told(&mut self, message: Message) {
@@ -291,7 +291,7 @@ impl<D: Driver> Core<D> {
             }
             Some(Owner::Task(wire)) => {
                 let wire = Rc::clone(wire);
-                self.to_task(key, &wire, event);
+                self.for_task(key, &wire, event);
             }
             Some(Owner::Nobody) | None => {
                 if let Event::Data(_, chunk) = event {
@@ -302,7 +302,7 @@ impl<D: Driver> Core<D> {
     }
 
     /// An event of a socket that is a task's.
-    fn to_task(&mut self, key: Key, wire: &Wire, event: Event) {
+    fn for_task(&mut self, key: Key, wire: &Wire, event: Event) {
         let mut state = wire.state.borrow_mut();
         match event {
             Event::Data(_, chunk) => {
@@ -381,13 +381,13 @@ impl<D: Driver> Core<D> {
     }
 
     /// Leaves a listening socket alone for a while.
-    fn rest(&mut self, resting: Resting) {
-        let Resting { number, pause } = resting;
+    fn rest(&mut self, Resting { number, pause }: Resting) {
         let local = Rc::clone(&self.local);
         self.tasks.push(Box::pin(async move {
             sleep(pause).await;
             local.order(Command::Listen(number));
         }));
+        self.begun = true;
     }
 }
 

@@ -453,7 +453,8 @@ impl<D: Driver> Core<D> {
 
     /// Looks after the streams that gather: what has not moved for a moment goes on as it is.
     pub(super) fn look_after_gathering(&mut self, now: Instant) {
-        while let Some(mut gathering) = self.gathering.pop_front_if(|gathering| gathering.until <= now) {
+        while self.gathering.front().is_some_and(|gathering| gathering.until <= now) {
+            let Some(mut gathering) = self.gathering.pop_front() else { return };
             let Gathering { key, side, .. } = gathering;
             let Some(session) = self.sessions.get_mut(key) else { continue };
             let flow = session.from(side);

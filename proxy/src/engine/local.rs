@@ -57,6 +57,7 @@ pub(super) struct Wire {
 }
 
 #[derive(Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts about one socket")]
 pub(super) struct WireState {
     pub(super) connected: bool,
     /// Received, and not taken by the task.

@@ -75,6 +75,10 @@ pub(crate) trait Relayed {
 
 /// One direction.
 #[derive(Debug, Default)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "independent facts about one direction; its way of moving bytes is `mode`"
+)]
 pub(super) struct Flow {
     pub(super) mode: Mode,
     /// Full buffers in a row.

@@ -311,7 +311,7 @@ async fn accept_all(server: FakeServer, far: Far) {
     loop {
         tokio::select! {
             stream = server.accept_any() => drop(serving.spawn(serve(stream, Arc::clone(&far)))),
-            Some(served) = serving.join_next() => served.unwrap(),
+            Some(done) = serving.join_next() => done.unwrap(),
         }
     }
 }

@@ -87,7 +87,7 @@ async fn serve(server: TcpListener, far: Far) {
                     }
                 });
             }
-            Some(served) = serving.join_next() => served.unwrap(),
+            Some(done) = serving.join_next() => done.unwrap(),
         }
     }
 }
