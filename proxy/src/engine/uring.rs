@@ -57,6 +57,8 @@ pub(crate) struct Uring {
     hurried: bool,
     /// Descriptors to be watched again.
     watch_again: Vec<u8>,
+    /// Sockets to be watched again for a hang-up.
+    hangups: Vec<u32>,
     spare: Vec<Waiting>,
 }
 
@@ -75,6 +77,7 @@ impl Uring {
             listening,
             hurried: false,
             watch_again: Vec::new(),
+            hangups: Vec::new(),
             spare: Vec::new(),
         })
     }
@@ -295,6 +298,7 @@ impl Driver for Uring {
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         let sends = self.send_outbox();
         self.arm_starved();
+        self.watch_again_for_hangups();
         while let Some(number) = self.watch_again.pop() {
             self.ring.watch_again(number);
         }

@@ -160,6 +160,13 @@ impl Uring {
         Some(Event::Connected(key))
     }
 
+    /// Polls for hang-ups that the kernel has ended begin again.
+    pub(super) fn watch_again_for_hangups(&mut self) {
+        for index in std::mem::take(&mut self.hangups) {
+            self.watch_for_hangup(index);
+        }
+    }
+
     /// While nothing is received, an RST is still noticed.
     pub(super) fn watch_for_hangup(&mut self, index: u32) {
         let Some((_, socket)) = self.socket_at(index) else { return };
@@ -178,8 +185,11 @@ impl Uring {
             return None;
         }
         if result & i32::from(libc::POLLERR) == 0 {
-            // A FIN: that is told by the receive. The poll goes on, unless the kernel has ended it.
-            self.watch_for_hangup(index);
+            // A FIN: that is told by the receive. The poll goes on, unless the kernel has ended it for want of room for completions. Then it
+            // is begun again in the next round: at once it would be ended again, as long as there are completions to look at.
+            if !self.ring.is_in_flight(index, Operation::Hangup) {
+                self.hangups.push(index);
+            }
             return None;
         }
         let errno = self.socket_error(index);

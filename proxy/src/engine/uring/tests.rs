@@ -318,3 +318,30 @@ fn what_a_kernel_refuses_is_said() {
         crate::engine::sys::ring::refused("io_uring_setup", &io::Error::from_raw_os_error(libc::EPERM));
     assert!(denied.to_string().contains("kernel.io_uring_disabled"), "{denied}");
 }
+
+/// With more ends at once than completions fit, the kernel ends polls that were to go on. Nobody may try to begin them anew while completions
+/// are still being looked at: there would be no end of it.
+#[test]
+fn more_ends_at_once_than_completions_are_all_told() {
+    let (done, is_done) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut core = tiny();
+        let sockets: Vec<_> = (0..100).map(|_| core.socket()).collect();
+        core.step(Duration::ZERO);
+        for (_, peer) in &sockets {
+            peer.shutdown(std::net::Shutdown::Write).unwrap();
+        }
+        core.until("all ends", |core| sockets.iter().all(|(key, _)| core.notes(*key) == [Note::End]));
+        for (key, _) in &sockets {
+            core.driver.watch_after_end(*key);
+        }
+        core.for_a_while();
+        let (keys, peers): (Vec<_>, Vec<_>) = sockets.into_iter().unzip();
+        peers.into_iter().for_each(reset);
+        core.until("all resets", |core| {
+            keys.iter().all(|key| matches!(core.notes(*key)[..], [_, Note::Broken(_)]))
+        });
+        done.send(()).unwrap();
+    });
+    is_done.recv_timeout(Duration::from_secs(30)).expect("a round without an end");
+}

@@ -270,6 +270,17 @@ pub(super) async fn visit(
     Some((script, seen, session))
 }
 
+/// What the server has seen of the session that this client had. A dial that came to nothing has nothing in it.
+pub(super) async fn seen_by_server(far: &Far, script: Script, client: Seen) -> Seen {
+    let seen = || {
+        let far = far.lock().unwrap();
+        let all = far.get(&script.id)?.iter().filter(|seen| seen.said >= client.heard);
+        all.max_by_key(|seen| seen.heard).copied()
+    };
+    eventually("the server has seen the end", || seen().is_some()).await;
+    seen().unwrap()
+}
+
 /// `cut`: sessions were revoked meanwhile.
 pub(super) fn judge(script: Script, client: Seen, server: Seen, session: Option<&Session>, cut: bool) {
     let about = format!("{script:?}\nclient {client:?}\nserver {server:?}\ncut {cut}");
@@ -342,9 +353,8 @@ async fn run(lab: &mut Lab, seed: u64, count: u64) {
     lab.at_rest().await;
     assert!(cut || super::ROUGH || clients.iter().all(Option::is_some), "there were sessions for all");
     for (script, client, session) in clients.into_iter().flatten() {
-        let of_server = || far.lock().unwrap().get(&script.id).map(|all| all.last().copied());
-        eventually("the server has seen the end", || of_server().is_some()).await;
-        judge(script, client, of_server().flatten().unwrap(), session.as_deref(), cut);
+        let server = seen_by_server(&far, script, client).await;
+        judge(script, client, server, session.as_deref(), cut);
     }
     assert!(accepting.try_join_next().is_none(), "a server has found something wrong");
     eventually("the cores have given everything back", || {

@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
-use super::ends::{Far, Script, answer, first_message, judge, user, visit};
+use super::ends::{Far, Script, answer, first_message, judge, seen_by_server, user, visit};
 use super::lab::*;
 use super::process::{descriptors, engines, is_alone, resident};
 use crate::listener::tests::random::{Random, seeds};
@@ -112,17 +112,8 @@ async fn scripted(world: Arc<World>, mut random: Random) {
             assert_ne!(world.disturbances(), calm, "no session though nothing has happened");
             continue;
         };
-        // A dial that was revoked has an entry, too, with nothing in it.
-        let seen = || {
-            let far = world.far.lock().unwrap();
-            let all = far.get(&script.id)?.iter().filter(|seen| seen.said >= client.heard);
-            all.max_by_key(|seen| seen.heard).copied()
-        };
-        eventually("the server has seen the end", || seen().is_some()).await;
-        let (server, cut) = (
-            seen().unwrap(),
-            world.term() != before || session.as_ref().is_some_and(|session| session.is_killed()),
-        );
+        let server = seen_by_server(&world.far, script, client).await;
+        let cut = world.term() != before || session.as_ref().is_some_and(|session| session.is_killed());
         judge(script, client, server, session.as_deref(), cut);
         world.far.lock().unwrap().remove(&script.id);
         world.ended(cut, client.heard + server.heard);
