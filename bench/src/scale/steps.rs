@@ -18,8 +18,10 @@ use crate::sandbox;
 const WINDOW: Duration = Duration::from_millis(300);
 /// A second: what happens once a second happens once in it.
 const REST: Duration = Duration::from_secs(1);
-/// After what was just done has died down.
-const SETTLE: Duration = Duration::from_millis(200);
+/// After this what was just done has died down: sessions get their last options when they are a second old.
+const SETTLE: Duration = Duration::from_millis(1_300);
+/// Before a change, so that nothing else is counted for it.
+const PAUSE: Duration = Duration::from_millis(100);
 /// Sessions that make a proxy allocate what no later one does.
 const WARMING: usize = 100;
 /// What the idle sessions are extrapolated to.
@@ -52,7 +54,7 @@ pub fn idle(scale: &mut Scale<'_>) -> Result<Table> {
             let mut fresh = 0.0;
             for &count in &counts {
                 sessions.extend(open(count - sessions.len())?);
-                thread::sleep(SETTLE);
+                thread::sleep(if count >= 1_000 { SETTLE } else { PAUSE });
                 let resident = subject.resident() as f64;
                 if count == 0 {
                     fresh = resident;
@@ -164,7 +166,7 @@ pub fn members(scale: &mut Scale<'_>) -> Result<Table> {
 /// CPU seconds of a leader change, beyond those at rest.
 fn change(scale: &Scale<'_>, subject: &Subject, cluster: &Cluster, leader: usize, rest: f64) -> Result<f64> {
     let (last, _) = subject.timeline(0)?;
-    thread::sleep(SETTLE);
+    thread::sleep(PAUSE);
     let (_, cpu, elapsed) = subject.while_doing(|| {
         scale.world.lead(cluster, leader)?;
         thread::sleep(CHANGE);
@@ -194,9 +196,10 @@ pub fn listeners(scale: &mut Scale<'_>) -> Result<Table> {
                 let all = vec![Listening { cluster: &cluster, target: "primary" }; count];
                 let subject = Subject::start(scale.site, engine, &all)
                     .with_context(|| format!("with {count} listeners"))?;
+                let rest = subject.at_rest(REST)?;
                 let run = vec![
                     Some(subject.churn(count - 1, WINDOW)? * 1e6),
-                    Some(subject.at_rest(REST)? * 1e3),
+                    Some(rest * 1e3),
                     Some(subject.resident() as f64 / 1e6),
                     Some(subject.started_in.as_secs_f64() * 1e3),
                 ];

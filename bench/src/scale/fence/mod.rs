@@ -58,7 +58,7 @@ const COLUMNS: &[Column] = &[
     Column::told("p99 meanwhile", "ms"),
     Column::bounded("more than usual", "ms", 10.0),
     Column::told("p99 meanwhile without a proxy", "ms"),
-    Column::cost("proxy CPU of the change", "ms", 5.0),
+    Column::cost("proxy CPU of the change", "ms", 10.0),
 ];
 
 /// Time since `epoch`.
