@@ -84,7 +84,8 @@ fn extrapolate(table: &mut Table, engine: crate::peers::Engine) {
     let line = |column| {
         let (before_cost, last_cost) = (before.spread(column)?.median, last.spread(column)?.median);
         let slope = (last_cost - before_cost) / (last.count - before.count) as f64;
-        Some(last_cost + slope * (WANTED - last.count) as f64)
+        // What falls from one step to the next is noise: nothing gets cheaper by more sessions.
+        Some(last_cost + slope.max(0.0) * (WANTED - last.count) as f64)
     };
     let Some((resident, rest)) = line(0).zip(line(2)) else { return };
     let note = format!(
@@ -93,7 +94,7 @@ fn extrapolate(table: &mut Table, engine: crate::peers::Engine) {
         engine.name(),
         last.count,
         significant(resident),
-        significant(rest.max(0.0))
+        significant(rest)
     );
     table.notes.push(note);
 }
@@ -131,18 +132,20 @@ pub fn members(scale: &mut Scale<'_>) -> Result<Table> {
             let subject = Subject::start(scale.site, engine, &listeners)?;
             // Every member is probed and asked in its first seconds.
             thread::sleep(REST);
-            let mut leader = 0;
+            let mut changes = Vec::new();
             for round in 1..=scale.runs {
                 let rest = subject.at_rest(REST)?;
-                let connection = subject.churn(1, WINDOW)?;
                 let change = if cluster.members > 1 {
-                    leader = 1 - leader;
-                    Some(change(scale, &subject, cluster, leader, rest)?)
+                    Some(change(scale, &subject, cluster, round % 2, rest)?)
                 } else {
                     None
                 };
+                changes.push((rest, change));
+            }
+            // Last: what thousands of connections leave behind is not at rest for a while.
+            for (round, (rest, change)) in (1..).zip(changes) {
                 let run = vec![
-                    Some(connection * 1e6),
+                    Some(subject.churn(1, WINDOW)? * 1e6),
                     change.map(|seconds| seconds * 1e3),
                     Some(rest * 1e3),
                     Some(subject.resident() as f64 / 1e6),
