@@ -149,7 +149,7 @@ pub fn members(scale: &mut Scale<'_>) -> Result<Table> {
                     change.map(|seconds| seconds * 1e3),
                     Some(rest * 1e3),
                     Some(subject.resident() as f64 / 1e6),
-                    (round == 1).then(|| subject.started_in.as_secs_f64() * 1e3),
+                    (round == 1).then_some(subject.started_in.as_secs_f64() * 1e3),
                 ];
                 scale.tell(table.name, engine, cluster.members, round, MEMBERS, &run);
                 table.add(engine, cluster.members, run);
@@ -170,7 +170,7 @@ pub fn members(scale: &mut Scale<'_>) -> Result<Table> {
 fn change(scale: &Scale<'_>, subject: &Subject, cluster: &Cluster, leader: usize, rest: f64) -> Result<f64> {
     let (last, _) = subject.timeline(0)?;
     thread::sleep(PAUSE);
-    let (_, cpu, elapsed) = subject.while_doing(|| {
+    let ((), cpu, elapsed) = subject.while_doing(|| {
         scale.world.lead(cluster, leader)?;
         thread::sleep(CHANGE);
         Ok(())
