@@ -7,7 +7,7 @@ AS_ROOT := $(if $(filter-out 0,$(shell id -u)),sudo --preserve-env=QUICK$(,)ROWS
 # A failed test shows its causes, not the addresses of the test runner.
 export RUST_LIB_BACKTRACE ?= 0
 
-.PHONY: help demo test bench scale instructions lint deb servers
+.PHONY: help demo test bench scale instructions loom soak lint deb servers
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -31,6 +31,13 @@ scale: servers ## how costs grow with sessions, members, listeners, and a leader
 
 instructions: servers ## instructions of the hot steps against those recorded (RECORD=1: records them anew)
 	$(STEP) "Counting instructions" scripts/check-instructions $(if $(RECORD),--record)
+
+loom: ## every order in which threads can meet in the relay engine; and Miri, where the toolchain has it
+	$(STEP) "Loom" env RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=$(TARGET)/loom cargo test --quiet -p pointsman-loom --release
+	@cargo miri --version >/dev/null 2>&1 || echo "Miri: skipped, this toolchain has none (and it knows neither epoll with sockets nor io_uring)"
+
+soak: ## an hour of random traffic through both backends, every byte checked (SOAK=seconds)
+	@SOAK=$(or $(SOAK),3600) cargo test --quiet --release -p pointsman --lib -- --exact listener::tests::alone::soak::soak --nocapture
 
 lint: servers ## formatting, clippy, documentation, licences and bans
 	$(STEP) "Formatting" cargo fmt --all --check

@@ -68,6 +68,8 @@ struct Entry {
     listening: Arc<Listening>,
     /// How many connections to look for at once: as many as there were lately.
     batch: u32,
+    /// It is left alone: the driver does not listen.
+    rests: bool,
 }
 
 /// A connection that was accepted.
@@ -78,20 +80,29 @@ pub(super) struct Accepted {
     pub(super) client: SocketAddr,
 }
 
-/// A socket that is to be left alone for a while.
+/// The socket of this number is to be left alone for a while. It may be given up meanwhile.
 pub(super) struct Resting {
-    pub(super) listening: Arc<Listening>,
+    pub(super) number: u32,
     pub(super) pause: Duration,
 }
 
 impl Listeners {
     pub(super) fn add(&mut self, driver: &mut impl Driver, listening: Arc<Listening>) -> Option<Resting> {
         self.newest += 1;
-        if let Err(error) = driver.listen(self.newest, listening.socket.as_fd()) {
-            return Some(Resting { pause: listening.acceptor.failed(&error), listening });
+        self.all.push(Entry { number: self.newest, listening, batch: 1, rests: true });
+        self.resume(driver, self.newest)
+    }
+
+    /// Listens again, unless the socket was given up.
+    pub(super) fn resume(&mut self, driver: &mut impl Driver, number: u32) -> Option<Resting> {
+        let entry = self.all.iter_mut().find(|entry| entry.number == number && entry.rests)?;
+        match driver.listen(number, entry.listening.socket.as_fd()) {
+            Ok(()) => {
+                entry.rests = false;
+                None
+            }
+            Err(error) => Some(Resting { number, pause: entry.listening.acceptor.failed(&error) }),
         }
-        self.all.push(Entry { number: self.newest, listening, batch: 1 });
-        None
     }
 
     pub(super) fn remove(&mut self, driver: &mut impl Driver, listening: &Arc<Listening>) {
@@ -108,11 +119,11 @@ impl Listeners {
         number: u32,
         accepted: &mut Vec<Accepted>,
     ) -> Option<Resting> {
-        let entry = self.all.iter_mut().find(|entry| entry.number == number)?;
+        let entry = self.all.iter_mut().find(|entry| entry.number == number && !entry.rests)?;
         let error = entry.accept(accepted).err()?;
-        let listening = Arc::clone(&entry.listening);
-        self.remove(driver, &listening);
-        Some(Resting { pause: listening.acceptor.failed(&error), listening })
+        driver.unlisten(entry.listening.socket.as_fd());
+        entry.rests = true;
+        Some(Resting { number, pause: entry.listening.acceptor.failed(&error) })
     }
 }
 
@@ -163,5 +174,75 @@ fn accept_one(socket: &std::net::TcpListener) -> io::Result<Option<(OwnedFd, Soc
             ) => {}
             Err(error) => return Err(error.into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio_util::task::TaskTracker;
+
+    use super::*;
+    use crate::engine::driver::{Event, Watched};
+    use crate::engine::epoll::Epoll;
+    use crate::engine::uring::Uring;
+
+    #[derive(Default)]
+    struct Counter(AtomicUsize);
+
+    impl Acceptor for Counter {
+        fn accepted(self: Arc<Self>, _: Stream, _: SocketAddr, _: SocketAddr) -> Option<Task> {
+            None
+        }
+
+        fn failed(&self, _: &io::Error) -> Duration {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Duration::from_millis(1)
+        }
+
+        fn works(&self) {}
+    }
+
+    fn tells_of_a_client(driver: &mut impl Driver) -> bool {
+        driver.wait(Some(Duration::from_millis(50))).unwrap();
+        let mut told = false;
+        while let Some(event) = driver.next() {
+            told |= matches!(event, Event::Watched(Watched::Listening(_)));
+        }
+        told
+    }
+
+    /// Another core holds the socket longer than this one, as it happens when it is busy.
+    fn given_up_while_it_rests<D: Driver>() {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let address = socket.local_addr().unwrap();
+        let (acceptor, tracker) = (Arc::new(Counter::default()), TaskTracker::new());
+        let listening = Arc::new(Listening { socket, address, acceptor, _held: tracker.token() });
+        let (mut driver, mut listeners) = (D::open().unwrap(), Listeners::default());
+        assert!(listeners.add(&mut driver, Arc::clone(&listening)).is_none());
+        let _waits = std::net::TcpStream::connect(address).unwrap();
+        assert!(tells_of_a_client(&mut driver));
+        let rest = |driver: &mut D, listeners: &mut Listeners| {
+            // As after an error of accept(2).
+            driver.unlisten(listening.socket.as_fd());
+            listeners.all.iter_mut().for_each(|entry| entry.rests = true);
+        };
+        rest(&mut driver, &mut listeners);
+        assert!(!tells_of_a_client(&mut driver));
+        assert!(listeners.resume(&mut driver, 1).is_none());
+        assert!(tells_of_a_client(&mut driver), "it goes on after its rest");
+        rest(&mut driver, &mut listeners);
+        listeners.remove(&mut driver, &listening);
+        assert!(listeners.resume(&mut driver, 1).is_none());
+        assert!(!tells_of_a_client(&mut driver), "it was given up");
+        assert_eq!(Arc::strong_count(&listening), 1, "nobody else keeps the address");
+    }
+
+    #[test]
+    fn a_socket_that_is_given_up_while_it_rests_stays_given_up() {
+        given_up_while_it_rests::<Epoll>();
+        given_up_while_it_rests::<Uring>();
     }
 }

@@ -3,6 +3,7 @@
 //! Each round: messages of other threads, timers, tasks, what the tasks have ordered, then the kernel's events. Nothing in a round
 //! waits but the driver, and nothing that is done for one session grows with what others do: long walks are made in slices.
 
+use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 
 use super::accept::{Accepted, Acceptor, Listeners, Resting};
 use super::driver::{Close, Driver, Event, Key, Progress, Watched};
+use super::flows::Gathering;
 use super::inbox::{Inbox, Message};
 use super::local::{Command, Entered, Local, Task, Wire, sleep};
 use super::relay::{Session, Side, Ticks};
@@ -62,6 +64,8 @@ pub(super) struct Core<D> {
     pub(super) ticks: Ticks,
     /// Splices that have used up their turn.
     pub(super) unfinished: Vec<(Key, Side)>,
+    /// Streams that gather, the one to be looked at first in front.
+    pub(super) gathering: VecDeque<Gathering>,
     pub(super) walks: Walks,
     stopping: bool,
     _entered: Entered,
@@ -95,6 +99,7 @@ impl<D: Driver> Core<D> {
             pipes: Pipes::default(),
             ticks: Ticks::start(now),
             unfinished: Vec::new(),
+            gathering: VecDeque::new(),
             walks: Walks::new(now),
             stopping: false,
             _entered: entered,
@@ -123,10 +128,11 @@ impl<D: Driver> Core<D> {
                 self.run_tasks();
             }
             self.go_on();
+            self.look_after_gathering(now);
             self.walk(now);
             let timeout = self.timeout(now);
-            let asleep = timeout.is_none_or(|timeout| !timeout.is_zero()) && self.inbox.fall_asleep();
-            let waited = self.driver.wait(if asleep { timeout } else { Some(Duration::ZERO) });
+            let asleep = !timeout.is_zero() && self.inbox.fall_asleep();
+            let waited = self.driver.wait(Some(if asleep { timeout } else { Duration::ZERO }));
             self.inbox.awake();
             waited?;
             self.take_events();
@@ -138,12 +144,13 @@ impl<D: Driver> Core<D> {
     }
 
     /// How long the driver may wait.
-    fn timeout(&self, now: Instant) -> Option<Duration> {
+    fn timeout(&self, now: Instant) -> Duration {
         if self.driver.is_busy() || !self.unfinished.is_empty() || self.walks.is_busy() {
-            return Some(Duration::ZERO);
+            return Duration::ZERO;
         }
-        let next = [self.local.next_timer(), self.walks.next()].into_iter().flatten().min();
-        Some(next.map_or(LONGEST_WAIT, |at| at.saturating_duration_since(now).min(LONGEST_WAIT)))
+        let gathering = self.gathering.front().map(|gathering| gathering.until);
+        let next = [self.local.next_timer(), self.walks.next(), gathering].into_iter().flatten().min();
+        next.map_or(LONGEST_WAIT, |at| at.saturating_duration_since(now).min(LONGEST_WAIT))
     }
 
     fn told(&mut self, message: Message) {
@@ -187,7 +194,11 @@ impl<D: Driver> Core<D> {
 
     fn carry_out(&mut self, command: Command) {
         match command {
-            Command::Listen(listening) => self.listen(listening),
+            Command::Listen(number) => {
+                if let Some(resting) = self.listeners.resume(&mut self.driver, number) {
+                    self.rest(resting);
+                }
+            }
             Command::Connect { wire, socket, to } => match self.driver.connect(socket, to) {
                 Ok((key, progress)) => {
                     self.own(key, &wire);
@@ -280,7 +291,7 @@ impl<D: Driver> Core<D> {
             }
             Some(Owner::Task(wire)) => {
                 let wire = Rc::clone(wire);
-                self.to_task(key, &wire, event);
+                self.for_task(key, &wire, event);
             }
             Some(Owner::Nobody) | None => {
                 if let Event::Data(_, chunk) = event {
@@ -291,7 +302,7 @@ impl<D: Driver> Core<D> {
     }
 
     /// An event of a socket that is a task's.
-    fn to_task(&mut self, key: Key, wire: &Wire, event: Event) {
+    fn for_task(&mut self, key: Key, wire: &Wire, event: Event) {
         let mut state = wire.state.borrow_mut();
         match event {
             Event::Data(_, chunk) => {
@@ -370,17 +381,13 @@ impl<D: Driver> Core<D> {
     }
 
     /// Leaves a listening socket alone for a while.
-    fn rest(&mut self, resting: Resting) {
-        let Resting { listening, pause } = resting;
+    fn rest(&mut self, Resting { number, pause }: Resting) {
         let local = Rc::clone(&self.local);
-        // A listening socket that is given up meanwhile must not be kept by this task.
-        let listening = Arc::downgrade(&listening);
         self.tasks.push(Box::pin(async move {
             sleep(pause).await;
-            if let Some(listening) = listening.upgrade() {
-                local.order(Command::Listen(listening));
-            }
+            local.order(Command::Listen(number));
         }));
+        self.begun = true;
     }
 }
 

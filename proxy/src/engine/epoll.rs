@@ -35,7 +35,7 @@ const LISTENING: u32 = u32::MAX - 1;
 
 /// The driver.
 pub(crate) struct Epoll {
-    epoll: OwnedFd,
+    set: OwnedFd,
     sockets: Slots<Socket>,
     inbox: Option<Arc<OwnedFd>>,
     events: Vec<epoll::Event>,
@@ -116,7 +116,7 @@ impl Epoll {
         let mut interest = EventFlags::IN | EventFlags::RDHUP | EventFlags::ET;
         interest.set(EventFlags::OUT, flags.has(Flags::TELLS_ROOM));
         if let Some(socket) = self.sockets.get(key)
-            && let Err(error) = epoll::add(&self.epoll, &socket.fd, token(key), interest)
+            && let Err(error) = epoll::add(&self.set, &socket.fd, token(key), interest)
         {
             self.sockets.remove(key);
             return Err(error.into());
@@ -211,7 +211,7 @@ impl Epoll {
         if !socket.flags.has(Flags::TELLS_ROOM) {
             socket.flags.set(Flags::TELLS_ROOM, true);
             let interest = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
-            epoll::modify(&self.epoll, &socket.fd, token(key), interest)?;
+            epoll::modify(&self.set, &socket.fd, token(key), interest)?;
         }
         Ok(())
     }
@@ -285,7 +285,7 @@ impl Driver for Epoll {
 
     fn open() -> io::Result<Self> {
         Ok(Self {
-            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            set: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             sockets: Slots::default(),
             inbox: None,
             events: Vec::with_capacity(EVENTS),
@@ -299,7 +299,7 @@ impl Driver for Epoll {
     }
 
     fn watch(&mut self, fd: Arc<OwnedFd>) -> io::Result<()> {
-        epoll::add(&self.epoll, &fd, token(Key { index: WATCHED, generation: 0 }), EventFlags::IN)?;
+        epoll::add(&self.set, &fd, token(Key { index: WATCHED, generation: 0 }), EventFlags::IN)?;
         self.inbox = Some(fd);
         Ok(())
     }
@@ -307,11 +307,11 @@ impl Driver for Epoll {
     fn listen(&mut self, number: u32, socket: BorrowedFd<'_>) -> io::Result<()> {
         let token = token(Key { index: LISTENING, generation: number });
         // Of all the cores that wait, one is woken for one connection.
-        Ok(epoll::add(&self.epoll, socket, token, EventFlags::IN | EventFlags::EXCLUSIVE)?)
+        Ok(epoll::add(&self.set, socket, token, EventFlags::IN | EventFlags::EXCLUSIVE)?)
     }
 
     fn unlisten(&mut self, socket: BorrowedFd<'_>) {
-        let _ = epoll::delete(&self.epoll, socket); // not there: it was left alone for a while
+        let _ = epoll::delete(&self.set, socket); // not there: it was left alone for a while
     }
 
     fn add(&mut self, socket: OwnedFd) -> io::Result<Key> {
@@ -429,7 +429,7 @@ impl Driver for Epoll {
             timeout.map(|timeout| Timespec::try_from(timeout).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 }));
         self.events.clear();
         self.cursor = 0;
-        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut self.events), timeout.as_ref()) {
+        match epoll::wait(&self.set, rustix::buffer::spare_capacity(&mut self.events), timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }

@@ -4,14 +4,17 @@ use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Wake, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::core::{Core, Owner};
+use socket2::SockRef;
+
 use super::driver::{Chunk, Close, Driver, Event, Key, Readiness, Sent};
 use super::inbox::{Inbox, Message};
 use super::local::Wire;
 use super::relay::{End, Flow, Mode, Relayed, Session, Side};
 use super::splice::{Moved, Pipe};
+use super::sys::socket::set_receive_low_water;
 
 /// So many bytes in full buffers, one after the other, make a stream one that is spliced.
 const BULK: usize = 64 * 1024;
@@ -20,7 +23,19 @@ const BULK: usize = 64 * 1024;
 const SMALL: usize = 4 * 1024;
 
 /// Pipes full before other sessions get their turn.
-const ROUNDS: usize = 8;
+const ROUNDS: usize = 2;
+
+/// After so much a stream is expected to go on: it gathers. In KiB.
+const SUSTAINED: u32 = 1024;
+
+/// How much a stream gathers before it is spliced on, in bytes: each wake-up costs as much as splicing some 50 KiB. It is a small part
+/// of what the socket may hold, or the peer's window would be closed meanwhile.
+const GATHER: u32 = 512 * 1024;
+const LEAST_GATHER: u32 = 128 * 1024;
+const PART: usize = 4;
+
+/// How long the rest of a stream that gathers may lie before it is spliced on all the same.
+const REST: Duration = Duration::from_millis(1);
 
 /// Wakes a core for one session.
 struct Nudge {
@@ -101,11 +116,7 @@ impl<D: Driver> Core<D> {
         match event {
             Event::Data(_, chunk) => self.received(key, side, chunk),
             Event::End(_) => self.peer_ended(key, side),
-            Event::Broken(_, error) => {
-                // What came before it is in the socket still if the flow is spliced.
-                self.splice(key, side);
-                self.broke(key, side, error);
-            }
+            Event::Broken(_, error) => self.broke(key, side, error),
             Event::Sent(_, bytes) => self.room(key, side, bytes),
             Event::Quiet(_) => self.quiet(key, side),
             Event::Readable(_) => self.splice(key, side),
@@ -215,7 +226,8 @@ impl<D: Driver> Core<D> {
     fn peer_ended(&mut self, key: Key, side: Side) {
         let Some(session) = self.sessions.get_mut(key) else { return };
         if session.is_broken(side) {
-            // After an error that a write was told of, the kernel shows an end that is none.
+            // After an error that somebody was told of, the kernel shows an end that is none.
+            session.from(side).source_ended = true;
             return self.end_broken(key);
         }
         session.first_end.get_or_insert(side);
@@ -232,13 +244,16 @@ impl<D: Driver> Core<D> {
         }
     }
 
-    /// Passes the FIN of `side` on, if it has come and nothing waits before it.
+    /// Passes the end of `side` on, if it has come and nothing waits before it.
     fn pass_end(&mut self, key: Key, side: Side) {
         let Some(session) = self.sessions.get_mut(key) else { return };
         let sink = session.key(side.other());
         let flow = session.from(side);
         if !flow.source_ended || flow.finished || flow.dead {
             return;
+        }
+        if session.is_broken(side) {
+            return self.end_broken(key);
         }
         if let Some(end) = session.relayed.stop() {
             return self.end(key, end);
@@ -254,41 +269,76 @@ impl<D: Driver> Core<D> {
         }
     }
 
-    /// A side is gone, and everything that it sent before was told.
+    /// A side is gone. What it said before was told, or is in its socket still if the flow is spliced.
     fn broke(&mut self, key: Key, side: Side, error: io::Error) {
-        let Some(session) = self.sessions.get_mut(key) else { return };
-        if session.broken.is_none() {
-            session.broken = Some(Box::new((side, error)));
+        if !self.mark_broken(key, side, error) {
+            return;
         }
-        self.end_broken(key);
+        self.splice(key, side);
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.from(side).source_ended = true;
+            self.end_broken(key);
+        }
     }
 
     /// A side takes nothing any more. What it sent before that may still have to be read, and is passed on: the event that ends the
     /// session comes after it.
     fn broke_on_write(&mut self, key: Key, side: Side, error: io::Error) {
-        let Some(session) = self.sessions.get_mut(key) else { return };
-        let source = session.key(side.other());
-        session.into(side).dead = true;
-        let from = session.from(side);
-        let said_all = from.source_ended || from.dead || from.paused || !matches!(from.mode, Mode::Copy);
-        let first = session.broken.is_none();
-        if first {
-            session.broken = Some(Box::new((side, error)));
+        if !self.mark_broken(key, side, error) {
+            return;
         }
-        if said_all || !first {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let from = session.from(side);
+        if from.source_ended || from.dead {
             return self.end_broken(key);
         }
-        session.moved = self.ticks.now();
-        self.walks.watched += usize::from(!std::mem::replace(&mut session.watched, true));
-        self.driver.receive(source, false);
+        self.wait_for_last_words(key, side);
+        self.splice(key, side);
     }
 
+    /// Remembers which side has failed: nothing is sent to it any more. `false`: that is known, or the session is over, because the other side
+    /// had failed before.
+    fn mark_broken(&mut self, key: Key, side: Side, error: io::Error) -> bool {
+        let Some(session) = self.sessions.get_mut(key) else { return false };
+        session.into(side).dead = true;
+        match &session.broken {
+            None => {
+                session.broken = Some(Box::new((side, error)));
+                true
+            }
+            Some(broken) if broken.0 == side => false,
+            Some(_) => {
+                self.end_as_broken(key);
+                false
+            }
+        }
+    }
+
+    /// Ends a session with a broken side that has nothing more to say, once the other side has what it said.
     fn end_broken(&mut self, key: Key) {
-        let Some(broken) = self.sessions.get_mut(key).and_then(|session| session.broken.take()) else {
-            return;
-        };
-        let (side, error) = *broken;
-        self.end(key, End::Broken(side, error));
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let Some(side) = session.broken.as_ref().map(|broken| broken.0) else { return };
+        let sink = session.key(side.other());
+        let flow = session.from(side);
+        let passing = self.driver.has_queued(sink) || matches!(flow.mode, Mode::Splice(Some(_)));
+        if passing && !flow.dead {
+            return self.wait_for_last_words(key, side);
+        }
+        self.end_as_broken(key);
+    }
+
+    /// The beat ends the session if the last words of `side` are not read, or not taken.
+    fn wait_for_last_words(&mut self, key: Key, side: Side) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        session.moved = self.ticks.now();
+        self.walks.watched += usize::from(!std::mem::replace(&mut session.watched, true));
+        self.driver.receive(session.key(side.other()), false);
+    }
+
+    fn end_as_broken(&mut self, key: Key) {
+        if let Some(broken) = self.sessions.get_mut(key).and_then(|session| session.broken.take()) {
+            self.end(key, End::Broken(broken.0, broken.1));
+        }
     }
 
     /// Ends a session: both sockets are closed in the way that passes the end on.
@@ -348,6 +398,7 @@ impl<D: Driver> Core<D> {
     pub(super) fn splice(&mut self, key: Key, side: Side) {
         match self.splice_turn(key, side) {
             Ok(Turn::Done) => {}
+            Ok(Turn::Empty) => self.gather(key, side),
             Ok(Turn::More) => self.unfinished.push((key, side)),
             Ok(Turn::Ended) => self.peer_ended(key, side),
             Ok(Turn::Copy) => self.copy_again(key, side),
@@ -359,7 +410,11 @@ impl<D: Driver> Core<D> {
 
     fn splice_turn(&mut self, key: Key, side: Side) -> Result<Turn, Failed> {
         let Some(session) = self.sessions.get_mut(key) else { return Ok(Turn::Done) };
-        let Mode::Splice(kept) = &mut session.from(side).mode else { return Ok(Turn::Done) };
+        let flow = session.from(side);
+        if flow.dead {
+            return Ok(Turn::Done);
+        }
+        let Mode::Splice(kept) = &mut flow.mode else { return Ok(Turn::Done) };
         let pipe = kept.take().or_else(|| self.pipes.take().map(Box::new));
         let Some(mut pipe) = pipe else { return Ok(Turn::Copy) };
         let turn = pump(&mut self.driver, session, side, &mut pipe, self.ticks.now());
@@ -372,7 +427,66 @@ impl<D: Driver> Core<D> {
         turn
     }
 
+    /// A stream that has been going on for a while waits until there is a pipe full, or a moment.
+    fn gather(&mut self, key: Key, side: Side) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let source = session.key(side);
+        let flow = session.from(side);
+        if flow.gathering || flow.spliced < SUSTAINED {
+            return;
+        }
+        let Some(fd) = self.driver.fd(source) else { return };
+        let room = SockRef::from(&fd).recv_buffer_size().unwrap_or(0) / PART;
+        let amount = u32::try_from(room).unwrap_or(u32::MAX).min(GATHER);
+        if amount < LEAST_GATHER || set_receive_low_water(fd, amount).is_err() {
+            flow.spliced = 0; // the buffer may have grown by the next time
+            return;
+        }
+        flow.gathering = true;
+        self.gathering.push_back(Gathering {
+            until: Instant::now() + REST,
+            key,
+            side,
+            spliced: flow.spliced,
+        });
+    }
+
+    /// Looks after the streams that gather: what has not moved for a moment goes on as it is.
+    pub(super) fn look_after_gathering(&mut self, now: Instant) {
+        while self.gathering.front().is_some_and(|gathering| gathering.until <= now) {
+            let Some(mut gathering) = self.gathering.pop_front() else { return };
+            let Gathering { key, side, .. } = gathering;
+            let Some(session) = self.sessions.get_mut(key) else { continue };
+            let flow = session.from(side);
+            if !flow.gathering {
+                continue;
+            }
+            if flow.spliced != gathering.spliced {
+                gathering.spliced = flow.spliced;
+                gathering.until = now + REST;
+                self.gathering.push_back(gathering);
+                continue;
+            }
+            self.stop_gathering(key, side);
+            self.splice(key, side);
+        }
+    }
+
+    fn stop_gathering(&mut self, key: Key, side: Side) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let source = session.key(side);
+        let flow = session.from(side);
+        flow.spliced = 0;
+        if std::mem::take(&mut flow.gathering)
+            && let Some(fd) = self.driver.fd(source)
+        {
+            // It fails on no socket on which it has worked before.
+            let _ = set_receive_low_water(fd, 1);
+        }
+    }
+
     fn copy_again(&mut self, key: Key, side: Side) {
+        self.stop_gathering(key, side);
         let Some(session) = self.sessions.get_mut(key) else { return };
         let source = session.key(side);
         let flow = session.from(side);
@@ -408,7 +522,7 @@ fn pump<D: Driver>(
                 Moved::Bytes(count) => small = count < SMALL,
                 Moved::Wait => {
                     driver.poll(source, Readiness::Readable);
-                    return Ok(Turn::Done);
+                    return Ok(Turn::Empty);
                 }
                 Moved::End => return Ok(Turn::Ended),
             }
@@ -422,6 +536,8 @@ fn pump<D: Driver>(
                 Moved::Bytes(count) => {
                     session.relayed.count(to, count);
                     session.moved = now;
+                    let flow = session.from(side);
+                    flow.spliced = flow.spliced.wrapping_add(u32::try_from(count >> 10).unwrap_or(0));
                 }
                 Moved::Wait | Moved::End => {
                     driver.poll(sink, Readiness::Writable);
@@ -438,13 +554,25 @@ fn pump<D: Driver>(
 
 /// What a turn of splicing came to.
 enum Turn {
-    /// Waits for one of the sockets.
+    /// Waits for the sink.
     Done,
+    /// Waits for the source.
+    Empty,
     /// Could go on at once.
     More,
     Ended,
     Copy,
     Stop(End),
+}
+
+/// A stream that gathers.
+pub(super) struct Gathering {
+    /// When somebody has to look.
+    pub(super) until: Instant,
+    key: Key,
+    side: Side,
+    /// How far it had come.
+    spliced: u32,
 }
 
 /// Which socket has failed.

@@ -1,16 +1,14 @@
 //! How other threads reach a core: a queue of messages, and a wake-up that costs a system call only while the core
 //! sleeps.
 //!
-//! The core clears `news` before it looks at anything, and goes to sleep in two steps: it says so (`asleep`), then looks at `news`
-//! once more. Whoever has something to tell sets `news` first and looks at `asleep` after that. Whatever the order of these
-//! four, one of the two sees the other: no message is left lying. `tests/loom.rs` of this module walks through all orders.
+//! That no message is left lying is the business of [`Alarm`].
 //!
 //! Bounds: new connections that other cores hand over (each core accepts in small batches and hands over only to one that is less
 //! loaded), and one message for each session at most from everybody else.
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Wake;
 use std::time::{Duration, Instant};
@@ -18,6 +16,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::accept::{Accepted, Listening};
+use super::alarm::Alarm;
 use super::driver::Key;
 
 /// What a core is told from outside.
@@ -40,11 +39,8 @@ pub(super) enum Message {
 #[derive(Debug)]
 pub(super) struct Inbox {
     messages: Mutex<Vec<Message>>,
-    /// Something has happened since the core looked last.
-    news: AtomicBool,
-    /// The core waits in the kernel, or is about to.
-    asleep: AtomicBool,
-    /// Wakes it there.
+    alarm: Alarm,
+    /// Wakes the core in the kernel.
     bell: Arc<OwnedFd>,
     /// Sessions of the core: those being started, too.
     pub(super) load: AtomicUsize,
@@ -80,8 +76,7 @@ impl Inbox {
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         Ok(Self {
             messages: Mutex::default(),
-            news: AtomicBool::new(false),
-            asleep: AtomicBool::new(false),
+            alarm: Alarm::new(),
             bell: Arc::new(bell),
             load: AtomicUsize::new(0),
             sessions: AtomicUsize::new(0),
@@ -113,8 +108,7 @@ impl Inbox {
 
     /// Has the core look around.
     pub(super) fn ring(&self) {
-        self.news.store(true, Ordering::SeqCst);
-        if self.asleep.swap(false, Ordering::SeqCst) {
+        if self.alarm.ring() {
             // It fails only when the counter is full: then the core is awake already.
             let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
         }
@@ -122,32 +116,26 @@ impl Inbox {
 
     /// The core has woken up: it looks around from now on.
     pub(super) fn awake(&self) {
-        self.asleep.store(false, Ordering::SeqCst);
+        self.alarm.awake();
     }
 
     /// Takes the messages, and says whether anything has happened. Whatever is told after this makes the core look again.
     pub(super) fn take(&self, messages: &mut Vec<Message>) -> bool {
-        if !self.has_news() {
+        if !self.alarm.look() {
             return false;
         }
-        self.news.store(false, Ordering::SeqCst);
         messages.append(&mut self.messages.lock().unwrap_or_else(PoisonError::into_inner));
         true
     }
 
     /// Whether something has happened since the last look.
     pub(super) fn has_news(&self) -> bool {
-        self.news.load(Ordering::SeqCst)
+        self.alarm.has_news()
     }
 
     /// The core is about to wait. `false`: it must not, there is news.
     pub(super) fn fall_asleep(&self) -> bool {
-        self.asleep.store(true, Ordering::SeqCst);
-        if self.news.load(Ordering::SeqCst) {
-            self.asleep.store(false, Ordering::SeqCst);
-            return false;
-        }
-        true
+        self.alarm.fall_asleep()
     }
 
     /// What becomes readable when the core is woken.

@@ -14,7 +14,6 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use super::accept::Listening;
 use super::driver::{Close, Key};
 use super::relay::Relayed;
 
@@ -45,7 +44,8 @@ pub(super) enum Command {
         server: Rc<Wire>,
         relayed: Box<dyn Relayed>,
     },
-    Listen(std::sync::Arc<Listening>),
+    /// Accept again from the listening socket of this number.
+    Listen(u32),
 }
 
 /// A socket before its session is established: what the core knows of it, and what its task wants to know.
@@ -57,6 +57,7 @@ pub(super) struct Wire {
 }
 
 #[derive(Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts about one socket")]
 pub(super) struct WireState {
     pub(super) connected: bool,
     /// Received, and not taken by the task.

@@ -4,7 +4,7 @@
 //! * [`core`]: the loop of a core. [`accept`]: listening sockets. [`walk`]: what is done with many sessions at once.
 //! * [`local`], [`stream`]: what tasks (sessions that are being started) can do there.
 //! * [`relay`], [`flows`], [`splice`]: established sessions.
-//! * [`inbox`]: how other threads reach a core.
+//! * [`inbox`], [`alarm`]: how other threads reach a core.
 //!
 //! A session never changes its core. Until it is established it is a task: the code in `listener` is written as if it were alone in
 //! the world. Then the task hands its two sockets over and ends, and what is left of the session is an entry in a table.
@@ -13,11 +13,14 @@
 //! store, the admin interface, timers of the hold queues.
 
 mod accept;
+mod alarm;
 #[cfg(test)]
 mod conformance;
 mod core;
 mod driver;
 mod epoll;
+#[cfg(test)]
+pub(crate) mod faulty;
 mod flows;
 mod inbox;
 mod local;
@@ -135,6 +138,19 @@ impl Engine {
             starts.recv().map_err(io::Error::other)??;
         }
         Ok(engine)
+    }
+
+    /// On a driver that injects faults around the real one.
+    #[cfg(test)]
+    pub(crate) fn start_faulty<const ROUGH: bool>(
+        backend: pointsman_config::Engine,
+    ) -> Result<Self, EngineError> {
+        const CORES: usize = 2;
+        if backend == pointsman_config::Engine::Epoll {
+            Self::start_with::<faulty::Faulty<Epoll, ROUGH>>(CORES)
+        } else {
+            Self::start_with::<faulty::Faulty<Uring, ROUGH>>(CORES)
+        }
     }
 
     /// Its cores.

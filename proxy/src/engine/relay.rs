@@ -4,7 +4,7 @@
 //! keep up. A flow that fills buffers is spliced until its splices become small.
 //!
 //! Ends are passed on as they are. A FIN becomes a FIN after the bytes before it, in each direction by itself. An RST becomes an
-//! RST. When we end a session ourselves (revoked, killed, idle) not one byte more is moved in either direction; the server gets an
+//! RST, after what its sender had said before if the other side takes that without standing still for long. When we end a session ourselves (revoked, killed, idle) not one byte more is moved in either direction; the server gets an
 //! RST, so that nothing of what it has not received yet can still be executed and the backend ends at once; the client gets a FIN
 //! after what the kernel has already taken for it (perhaps the server's own last words): PostgreSQL's messages have lengths and its
 //! results an end mark, so a client cannot take this for a complete answer.
@@ -75,10 +75,18 @@ pub(crate) trait Relayed {
 
 /// One direction.
 #[derive(Debug, Default)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "independent facts about one direction; its way of moving bytes is `mode`"
+)]
 pub(super) struct Flow {
     pub(super) mode: Mode,
     /// Full buffers in a row.
     pub(super) full: u8,
+    /// KiB that were spliced since the flow was turned.
+    pub(super) spliced: u32,
+    /// It is gathering: the source is told of only when there is much of it.
+    pub(super) gathering: bool,
     /// Nothing is received, because the sink does not keep up.
     pub(super) paused: bool,
     /// The source sent a FIN.

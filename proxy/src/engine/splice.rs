@@ -6,11 +6,14 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 
-/// What a pipe holds, in bytes. A pipe of 64 KiB makes the same stream cost up to twice as much.
+/// What a pipe holds, in bytes, if each of its pages is filled by itself. A pipe of 64 KiB makes the same stream cost up to twice as much.
 const PIPE: usize = 256 * 1024;
+
+/// How much is asked for at once, in bytes: bytes of a socket lie in larger pieces than pages, so that a pipe takes more.
+const ASKED: usize = 1024 * 1024;
 
 /// Empty pipes that a core keeps.
 const SPARE: usize = 16;
@@ -49,7 +52,7 @@ impl Pipe {
 
     /// From the source into the empty pipe. Empty, because a full one and an empty source look the same.
     pub(super) fn fill(&mut self, source: impl AsFd) -> io::Result<Moved> {
-        let moved = moved(splice(source, None, &self.writer, None, PIPE, flags()))?;
+        let moved = moved(|| splice(&source, None, &self.writer, None, ASKED, flags()))?;
         if let Moved::Bytes(count) = moved {
             self.held += count;
         }
@@ -58,7 +61,7 @@ impl Pipe {
 
     /// From the pipe to the sink.
     pub(super) fn drain(&mut self, sink: impl AsFd) -> io::Result<Moved> {
-        let moved = moved(splice(&self.reader, None, sink, None, self.held, flags()))?;
+        let moved = moved(|| splice(&self.reader, None, &sink, None, self.held, flags()))?;
         if let Moved::Bytes(count) = moved {
             self.held = self.held.saturating_sub(count);
         }
@@ -70,11 +73,12 @@ fn flags() -> SpliceFlags {
     SpliceFlags::MOVE | SpliceFlags::NONBLOCK
 }
 
-fn moved(result: rustix::io::Result<usize>) -> io::Result<Moved> {
-    match result {
+fn moved(splice: impl FnMut() -> rustix::io::Result<usize>) -> io::Result<Moved> {
+    // A signal is no reason to wait for an edge that may not come.
+    match retry_on_intr(splice) {
         Ok(0) => Ok(Moved::End),
         Ok(count) => Ok(Moved::Bytes(count)),
-        Err(Errno::AGAIN | Errno::INTR) => Ok(Moved::Wait),
+        Err(Errno::AGAIN) => Ok(Moved::Wait),
         Err(error) => Err(error.into()),
     }
 }

@@ -34,8 +34,9 @@ mod tests;
 /// So many bytes wait for a peer at most, before its source is asked to pause.
 const FULL: u32 = 64 * 1024;
 
-/// 2 MiB of buffers for each core; a message touches the first page of one.
-const SIZE: Size = Size { submissions: 1024, completions: 8192, buffers: 128, bytes_each: 16 * 1024 };
+/// 8 MiB of buffers for each core, of which small messages touch a page each: 2 MiB. A round in which more sockets have received
+/// something than there are buffers costs the others a new start of their receive.
+const SIZE: Size = Size { submissions: 1024, completions: 8192, buffers: 512, bytes_each: 16 * 1024 };
 
 /// Spare memory for what is gathered: so many pieces are kept for the next use, of at most so many bytes.
 const SPARES: usize = 4;

@@ -81,7 +81,8 @@ impl<D: Driver> Core<D> {
             }
         }
         self.walk_beat(now);
-        while let Some((_, key)) = self.walks.young.pop_front_if(|(at, _)| *at <= now) {
+        while self.walks.young.front().is_some_and(|(at, _)| *at <= now) {
+            let Some((_, key)) = self.walks.young.pop_front() else { return };
             self.settle(key);
         }
     }
@@ -143,13 +144,12 @@ impl<D: Driver> Core<D> {
 
 /// Whether a session has to end for want of bytes.
 fn overdue(session: &mut Session, ticks: u32) -> Option<End> {
-    let limit = match &session.broken {
+    let limit = if session.broken.is_some() {
         // The last words of a broken side have come within a beat, or do not come.
-        Some(_) => 1000 / Ticks::MILLIS,
-        None => {
-            let millis = session.relayed.idle_timeout()?.as_millis() / u128::from(Ticks::MILLIS);
-            u32::try_from(millis).unwrap_or(u32::MAX).max(1)
-        }
+        1000 / Ticks::MILLIS
+    } else {
+        let ticks = session.relayed.idle_timeout()?.as_millis() / u128::from(Ticks::MILLIS);
+        u32::try_from(ticks).unwrap_or(u32::MAX).max(1)
     };
     if ticks.saturating_sub(session.moved) < limit {
         return None;

@@ -63,6 +63,9 @@ const MAX_REFUSALS: usize = 256;
 const SHORTEST_BACKOFF: Duration = Duration::from_millis(10);
 const LONGEST_BACKOFF: Duration = Duration::from_millis(100);
 
+/// Lines of the log about accept(2) are so far apart, in seconds.
+const COMPLAINTS: u64 = 10;
+
 /// How long sessions that were told to end may take to do so.
 const CUT_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -209,6 +212,9 @@ pub(crate) struct Shared {
     newest: AtomicU64,
     /// The pause after an error of accept(2), in milliseconds. 0: it works.
     backoff: AtomicU64,
+    began: std::time::Instant,
+    /// When the log was told of trouble with accept(2), in seconds since `began` and then [`COMPLAINTS`]. 0: never.
+    complained: AtomicU64,
     /// Choices of a member that were made, and a secret to draw lots with.
     choices: AtomicU64,
     lots: RandomState,
@@ -218,6 +224,15 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// Whether trouble with accept(2) is worth a line of the log: not if there was one a moment ago. At the limit of descriptors it
+    /// fails and works by turns, on every core.
+    fn may_complain(&self) -> bool {
+        let now = self.began.elapsed().as_secs() + COMPLAINTS;
+        let last = self.complained.load(Ordering::Relaxed);
+        let due = now.saturating_sub(last) >= COMPLAINTS;
+        due && self.complained.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+
     /// Why the listener has no candidate. `None`: it has.
     fn no_route(&self) -> Option<NoRoute> {
         let published = self.routes.load();
@@ -296,6 +311,8 @@ impl Listener {
             refusals: Arc::new(Semaphore::new(MAX_REFUSALS)),
             newest: AtomicU64::new(0),
             backoff: AtomicU64::new(0),
+            began: std::time::Instant::now(),
+            complained: AtomicU64::new(0),
             choices: AtomicU64::new(0),
             lots: RandomState::new(),
             draining: CancellationToken::new(),
@@ -524,7 +541,7 @@ impl Acceptor for Shared {
     fn failed(&self, error: &io::Error) -> Duration {
         self.stats.accept_errors.add(1);
         let last = self.backoff.load(Ordering::Relaxed);
-        if last == 0 {
+        if self.may_complain() {
             tracing::warn!(listener = %self.name, "cannot accept a connection: {error}");
         }
         let pause = (Duration::from_millis(last) * 2).clamp(SHORTEST_BACKOFF, LONGEST_BACKOFF);

@@ -5,3 +5,4 @@
 )]
 
 pub(crate) mod ring;
+pub(crate) mod socket;

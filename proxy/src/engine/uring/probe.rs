@@ -90,7 +90,7 @@ fn fill(ring: &mut Ring, index: u32) -> io::Result<()> {
         ring.send_owned(index, block).map_err(|_| failed("send"))?;
         match next(ring)? {
             Some(Completion::Sent { result, .. }) if result > 0 => {
-                sent += usize::try_from(result).unwrap_or(0)
+                sent += usize::try_from(result).unwrap_or(0);
             }
             Some(Completion::Sent { result, .. }) if result == -libc::EAGAIN => return Ok(()),
             other => return Err(unexpected("send without waiting", other.as_ref())),

@@ -1,5 +1,7 @@
 //! The sending half of a socket.
 
+use rustix::net::{Shutdown, shutdown};
+
 use super::socket::Socket;
 use super::{
     Event, FULL, Key, LARGEST_SPARE, Operation, Payload, Receiving, SPARES, Sending, Sent, Uring, Waiting,
@@ -191,6 +193,12 @@ impl Uring {
         match socket.receiving {
             Receiving::Armed | Receiving::Stopping | Receiving::Starved => {
                 socket.error = std::num::NonZeroI32::new(errno);
+                if !ends_connection(errno)
+                    && let Some(fd) = self.ring.fd(index)
+                {
+                    // The peer may stay for ever: the receive is made to end, after what has come already.
+                    let _ = shutdown(fd, Shutdown::Read); // fails only if the connection is gone, and then the receive ends
+                }
                 None
             }
             Receiving::Closed
@@ -210,6 +218,20 @@ impl Uring {
         socket.sending = Sending::Idle;
         Some(Event::Sent(key, 0))
     }
+}
+
+/// Whether an error of a send means that the receive ends, too. A shortage of memory does not.
+fn ends_connection(errno: i32) -> bool {
+    matches!(
+        errno,
+        libc::ECONNRESET
+            | libc::EPIPE
+            | libc::ETIMEDOUT
+            | libc::ECONNABORTED
+            | libc::ENOTCONN
+            | libc::EHOSTUNREACH
+            | libc::ENETUNREACH
+    )
 }
 
 /// Where what waits for a socket is gathered.

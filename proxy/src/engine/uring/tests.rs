@@ -149,6 +149,20 @@ fn a_send_that_fails_is_told_after_what_is_received() {
     core.until_note(key, Note::Broken(ErrorKind::BrokenPipe));
 }
 
+#[test]
+fn a_send_that_fails_for_want_of_memory_is_told_though_the_peer_stays() {
+    for errno in [libc::ENOBUFS, libc::ENOMEM] {
+        let mut core = usual();
+        let (key, mut peer) = core.socket();
+        peer.write_all(b"before").unwrap();
+        core.until("what came before", |core| core.got(key) == b"before");
+        core.driver.ring.faults.sends_fail.insert(key.index, [errno].into());
+        core.driver.send_bytes(key, b"into the void").unwrap();
+        core.until("the error", |core| matches!(core.notes(key)[..], [Note::Broken(_)]));
+        drop(peer);
+    }
+}
+
 /// The kernel gives the error of a reset to whoever asks first: here to a send. The receive then sees what looks like a FIN.
 #[test]
 fn a_reset_that_a_send_met_is_no_end() {

@@ -1,64 +1,12 @@
 //! Every byte, every end, both ways.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::lab::*;
-
-/// splitmix64 (Steele, Lea, Flood 2014): a seed is a stream of bytes and of decisions.
-#[derive(Clone)]
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, limit: u64) -> usize {
-        usize::try_from(self.next() % limit).unwrap()
-    }
-
-    /// Small things mostly, large ones sometimes.
-    fn size(&mut self) -> usize {
-        match self.below(4) {
-            0 => 1 + self.below(16),
-            1 => 1 + self.below(1000),
-            2 => 1 + self.below(20_000),
-            _ => 1 + self.below(300_000),
-        }
-    }
-
-    async fn pause(&mut self) {
-        match self.below(12) {
-            0 => tokio::time::sleep(Duration::from_micros(self.next() % 3000)).await,
-            1..4 => tokio::task::yield_now().await,
-            _ => {}
-        }
-    }
-
-    fn bytes(&mut self, count: usize) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(count + 8);
-        while bytes.len() < count {
-            bytes.extend_from_slice(&self.next().to_le_bytes());
-        }
-        bytes.truncate(count);
-        bytes
-    }
-}
-
-fn seeds(count: u64) -> impl Iterator<Item = u64> {
-    let given = std::env::var("POINTSMAN_SEED").ok().map(|seed| seed.parse::<u64>().unwrap());
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos();
-    let first = given.unwrap_or_else(|| u64::from(now));
-    let count = if given.is_some() { 1 } else { count };
-    (first..first + count).inspect(|seed| println!("POINTSMAN_SEED={seed}"))
-}
+use crate::listener::tests::random::{Random, seeds};
 
 /// Sends `total` bytes of the stream `content` in pieces, then a FIN.
 async fn send(mut to: OwnedWriteHalf, content: u64, mut random: Random, total: usize) -> OwnedWriteHalf {
@@ -202,20 +150,68 @@ async fn a_reset_is_passed_on_as_a_reset_also_after_a_fin() {
 
 #[tokio::test]
 async fn what_a_server_said_before_its_reset_still_arrives() {
+    const ROUNDS: u64 = 100;
     let server = FakeServer::new().await;
     let mut lab = Lab::new();
     lab.route(&[("n1", server.address, 1)]);
-    let (mut client, mut far) = established(&lab, &server).await;
-    // The server says why, and closes with unread input: the kernel sends an RST behind the words.
-    client.write_all(b"a query that is never read").await.unwrap();
-    far.readable().await.unwrap();
-    far.write_all(b"terminating connection").await.unwrap();
-    drop(far);
-    let mut words = Vec::new();
-    let _ = client.read_to_end(&mut words).await; // the RST may be seen as an error or not at all
-    assert_eq!(words, b"terminating connection");
+    for round in 0..ROUNDS {
+        let (mut client, mut far) = established(&lab, &server).await;
+        // The server says why, and closes with unread input: the kernel sends an RST right behind the words.
+        client.write_all(b"a query that is never read").await.unwrap();
+        far.readable().await.unwrap();
+        far.write_all(b"terminating connection").await.unwrap();
+        drop(far);
+        let mut words = Vec::new();
+        let _ = client.read_to_end(&mut words).await; // the RST may be seen as an error or not at all
+        assert_eq!(String::from_utf8_lossy(&words), "terminating connection", "round {round}");
+    }
     lab.at_rest().await;
-    assert_eq!(lab.closes("server-reset") + lab.closes("server-closed"), 1);
+    assert_eq!(lab.closes("server-reset") + lab.closes("server-closed"), ROUNDS);
+}
+
+#[tokio::test]
+async fn a_reset_behind_spliced_bytes_is_no_orderly_end() {
+    let server = FakeServer::new().await;
+    let mut lab = Lab::new();
+    lab.route(&[("n1", server.address, 1)]);
+    for round in 0..10_u32 {
+        let (mut client, mut far) = established(&lab, &server).await;
+        let block = Random(u64::from(round)).bytes(6_000_000 + 1000 * round as usize);
+        let mut got = vec![0; block.len()];
+        tokio::try_join!(far.write_all(&block), client.read_exact(&mut got)).unwrap();
+        assert!(got == block);
+        reset(far);
+        expect_reset(&mut client).await;
+    }
+    lab.at_rest().await;
+    assert_eq!(lab.closes("server-reset"), 10);
+}
+
+#[tokio::test]
+async fn a_reset_behind_a_reader_that_stands_still_is_passed_on_all_the_same() {
+    let server = FakeServer::new().await;
+    let mut lab = Lab::new();
+    lab.route(&[("n1", server.address, 1)]);
+    let (mut client, far) = established(&lab, &server).await;
+    let block = Random(9).bytes(1 << 20);
+    let (mut sent, mut still_since) = (0, tokio::time::Instant::now());
+    while still_since.elapsed() < Duration::from_millis(300) {
+        match far.try_write(&block[sent % block.len()..]) {
+            Ok(count) => {
+                sent += count;
+                still_since = tokio::time::Instant::now();
+            }
+            Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
+        }
+    }
+    let began = tokio::time::Instant::now();
+    reset(far);
+    lab.at_rest().await;
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert_eq!(lab.closes("server-reset"), 1);
+    let (got, end) = read_all(&mut client).await;
+    assert_eq!(end.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    assert!(got.len() < sent && got.chunks(block.len()).all(|chunk| chunk == &block[..chunk.len()]));
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pointsman_config::{
-    Balance, ClusterName, Fallback, Keepalive, ListenerName, ListenerTls, OnPromote, Refuse, Relay, Target,
+    Balance, ClusterName, Fallback, Keepalive, ListenerName, ListenerTls, OnPromote, Refuse, Target,
 };
 use pointsman_core::event::Event;
 use pointsman_core::route::{
@@ -47,12 +47,14 @@ impl Lab {
     }
 
     pub(super) fn with(change: impl FnOnce(&mut pointsman_config::Listener)) -> Self {
+        Self::on(super::engine(), change)
+    }
+
+    pub(super) fn on(engine: Engine, change: impl FnOnce(&mut pointsman_config::Listener)) -> Self {
         let mut settings = settings();
         change(&mut settings.listener);
         let (sender, events) = mpsc::channel(1024);
         let (routes, sessions, stats) = <(Arc<Routes>, Arc<Sessions>, Arc<ListenerStats>)>::default();
-        let relay = Relay { engine: super::BACKEND, threads: Some(2.try_into().unwrap()) };
-        let engine = Engine::start(&relay).unwrap();
         let context = Context {
             routes: routes.clone(),
             sessions: sessions.clone(),
@@ -118,9 +120,9 @@ impl Lab {
     pub(super) async fn at_rest(&self) {
         eventually("all sessions have ended", || self.stats.sessions.get() == 0).await;
         assert_eq!(self.stats.held.get(), 0);
-        assert!(self.sessions.is_empty());
+        eventually("the register is empty", || self.sessions.is_empty()).await;
         for (member, server) in self.stats.servers() {
-            assert_eq!(server.sessions.get(), 0, "{member}");
+            eventually(&format!("{member} has no session"), || server.sessions.get() == 0).await;
         }
     }
 }
@@ -178,6 +180,11 @@ impl FakeServer {
     pub(super) async fn accept(&self) -> TcpStream {
         let accepted = tokio::time::timeout(LONG, self.socket.accept()).await;
         accepted.expect("nobody connects to the fake server").unwrap().0
+    }
+
+    /// The next connection, however late it comes.
+    pub(super) async fn accept_any(&self) -> TcpStream {
+        self.socket.accept().await.unwrap().0
     }
 
     /// Accepts, and takes the start-up message `expected`.

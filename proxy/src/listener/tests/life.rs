@@ -110,6 +110,36 @@ async fn a_session_blocked_on_a_server_that_does_not_read_is_cut_too() {
     assert_eq!(lab.stats.bytes_in.get(), before);
 }
 
+/// What is in the pipe of a splice has not been handed to the server.
+#[tokio::test]
+async fn a_spliced_session_blocked_on_a_server_that_does_not_read_is_cut_too() {
+    const READ: usize = 8_000_000;
+    let server = FakeServer::new().await;
+    let mut lab = Lab::new();
+    lab.route(&[("n1", server.address, 1)]);
+    let (mut client, mut far) = established(&lab, &server).await;
+    let block = vec![0; READ];
+    let mut got = vec![0; READ];
+    tokio::try_join!(client.write_all(&block), far.read_exact(&mut got)).unwrap();
+    let writer = JoinSet::from_iter([write_until_cut(client, Arc::default())]);
+    let (mut before, mut still_since) = (0, Instant::now());
+    while still_since.elapsed() < Duration::from_millis(200) {
+        let now = lab.stats.bytes_in.get();
+        if now != before {
+            (before, still_since) = (now, Instant::now());
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    lab.revoke(1);
+    tokio::time::timeout(LONG, writer.join_all()).await.expect("the client is not cut");
+    lab.at_rest().await;
+    let (got, end) = read_all(&mut far).await;
+    assert_eq!(end.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    assert!((READ + got.len() + startup("alice").len()) as u64 <= before);
+    assert_eq!(lab.stats.bytes_in.get(), before);
+    eventually("the pipes are back", || lab.engine.cores().states().all(|core| core.pipes == 0)).await;
+}
+
 #[tokio::test]
 async fn a_killed_session_ends_wherever_it_stands() {
     let server = FakeServer::new().await;
