@@ -7,7 +7,7 @@ AS_ROOT := $(if $(filter-out 0,$(shell id -u)),sudo --preserve-env=QUICK$(,)ROWS
 # A failed test shows its causes, not the addresses of the test runner.
 export RUST_LIB_BACKTRACE ?= 0
 
-.PHONY: help demo test bench instructions loom soak lint deb servers
+.PHONY: help demo test bench scale instructions loom soak lint deb servers
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -24,6 +24,10 @@ bench: servers ## Pointsman beside HAProxy, nginx, Envoy and others, as root (QU
 	$(STEP) "Peers" scripts/install-bench-peers
 	$(STEP) "Building" cargo build --release --bins -p pointsman -p pointsman-bench
 	@exec $(AS_ROOT) $(TARGET)/release/pointsman-bench $(if $(SECONDS),--seconds $(SECONDS))
+
+scale: servers ## how costs grow with sessions, members, listeners, and a leader change under all of them, as root (ROWS=regex RUNS=n)
+	$(STEP) "Building" cargo build --release --bins -p pointsman -p pointsman-bench
+	@exec $(AS_ROOT) $(TARGET)/release/pointsman-bench scale
 
 instructions: servers ## instructions of the hot steps against those recorded (RECORD=1: records them anew)
 	$(STEP) "Counting instructions" scripts/check-instructions $(if $(RECORD),--record)

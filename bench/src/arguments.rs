@@ -171,6 +171,15 @@ mod tests {
     }
 
     #[test]
+    fn the_part_about_scale_takes_the_same_options() {
+        let arguments = Arguments::parse_from(["pointsman-bench", "scale", "--rows", "fence", "--runs", "1"]);
+        assert!(matches!(arguments.part, Some(Part::Scale)));
+        assert!(arguments.plan.rows.is_match("fence") && arguments.plan.runs == Some(1));
+        let whole = Arguments::parse_from(["pointsman-bench", "scale"]).plan;
+        assert!(whole.out().ends_with("docs/bench") && !arguments.plan.is_whole());
+    }
+
+    #[test]
     fn times() {
         assert_eq!(plan(&["--quick"]).window().unwrap(), Duration::from_secs(1));
         assert_eq!(plan(&["--quick", "--seconds", "0.5"]).window().unwrap(), Duration::from_millis(500));

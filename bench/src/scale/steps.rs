@@ -18,8 +18,10 @@ use crate::sandbox;
 const WINDOW: Duration = Duration::from_millis(300);
 /// A second: what happens once a second happens once in it.
 const REST: Duration = Duration::from_secs(1);
-/// After what was just done has died down.
-const SETTLE: Duration = Duration::from_millis(200);
+/// After this what was just done has died down: sessions get their last options when they are a second old.
+const SETTLE: Duration = Duration::from_millis(1_300);
+/// Before a change, so that nothing else is counted for it.
+const PAUSE: Duration = Duration::from_millis(100);
 /// Sessions that make a proxy allocate what no later one does.
 const WARMING: usize = 100;
 /// What the idle sessions are extrapolated to.
@@ -52,7 +54,7 @@ pub fn idle(scale: &mut Scale<'_>) -> Result<Table> {
             let mut fresh = 0.0;
             for &count in &counts {
                 sessions.extend(open(count - sessions.len())?);
-                thread::sleep(SETTLE);
+                thread::sleep(if count >= 1_000 { SETTLE } else { PAUSE });
                 let resident = subject.resident() as f64;
                 if count == 0 {
                     fresh = resident;
@@ -82,7 +84,8 @@ fn extrapolate(table: &mut Table, engine: crate::peers::Engine) {
     let line = |column| {
         let (before_cost, last_cost) = (before.spread(column)?.median, last.spread(column)?.median);
         let slope = (last_cost - before_cost) / (last.count - before.count) as f64;
-        Some(last_cost + slope * (WANTED - last.count) as f64)
+        // What falls from one step to the next is noise: nothing gets cheaper by more sessions.
+        Some(last_cost + slope.max(0.0) * (WANTED - last.count) as f64)
     };
     let Some((resident, rest)) = line(0).zip(line(2)) else { return };
     let note = format!(
@@ -91,7 +94,7 @@ fn extrapolate(table: &mut Table, engine: crate::peers::Engine) {
         engine.name(),
         last.count,
         significant(resident),
-        significant(rest.max(0.0))
+        significant(rest)
     );
     table.notes.push(note);
 }
@@ -129,22 +132,24 @@ pub fn members(scale: &mut Scale<'_>) -> Result<Table> {
             let subject = Subject::start(scale.site, engine, &listeners)?;
             // Every member is probed and asked in its first seconds.
             thread::sleep(REST);
-            let mut leader = 0;
+            let mut changes = Vec::new();
             for round in 1..=scale.runs {
                 let rest = subject.at_rest(REST)?;
-                let connection = subject.churn(1, WINDOW)?;
                 let change = if cluster.members > 1 {
-                    leader = 1 - leader;
-                    Some(change(scale, &subject, cluster, leader, rest)?)
+                    Some(change(scale, &subject, cluster, round % 2, rest)?)
                 } else {
                     None
                 };
+                changes.push((rest, change));
+            }
+            // Last: what thousands of connections leave behind is not at rest for a while.
+            for (round, (rest, change)) in (1..).zip(changes) {
                 let run = vec![
-                    Some(connection * 1e6),
+                    Some(subject.churn(1, WINDOW)? * 1e6),
                     change.map(|seconds| seconds * 1e3),
                     Some(rest * 1e3),
                     Some(subject.resident() as f64 / 1e6),
-                    (round == 1).then(|| subject.started_in.as_secs_f64() * 1e3),
+                    (round == 1).then_some(subject.started_in.as_secs_f64() * 1e3),
                 ];
                 scale.tell(table.name, engine, cluster.members, round, MEMBERS, &run);
                 table.add(engine, cluster.members, run);
@@ -164,8 +169,8 @@ pub fn members(scale: &mut Scale<'_>) -> Result<Table> {
 /// CPU seconds of a leader change, beyond those at rest.
 fn change(scale: &Scale<'_>, subject: &Subject, cluster: &Cluster, leader: usize, rest: f64) -> Result<f64> {
     let (last, _) = subject.timeline(0)?;
-    thread::sleep(SETTLE);
-    let (_, cpu, elapsed) = subject.while_doing(|| {
+    thread::sleep(PAUSE);
+    let ((), cpu, elapsed) = subject.while_doing(|| {
         scale.world.lead(cluster, leader)?;
         thread::sleep(CHANGE);
         Ok(())
@@ -194,9 +199,10 @@ pub fn listeners(scale: &mut Scale<'_>) -> Result<Table> {
                 let all = vec![Listening { cluster: &cluster, target: "primary" }; count];
                 let subject = Subject::start(scale.site, engine, &all)
                     .with_context(|| format!("with {count} listeners"))?;
+                let rest = subject.at_rest(REST)?;
                 let run = vec![
                     Some(subject.churn(count - 1, WINDOW)? * 1e6),
-                    Some(subject.at_rest(REST)? * 1e3),
+                    Some(rest * 1e3),
                     Some(subject.resident() as f64 / 1e6),
                     Some(subject.started_in.as_secs_f64() * 1e3),
                 ];

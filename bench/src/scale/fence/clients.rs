@@ -125,29 +125,31 @@ pub struct RoundTrip {
     pub took: Duration,
 }
 
-/// A round trip every half millisecond until `stop` is set. One that comes late because the one before it did counts from
-/// when it was due.
+/// A round trip every half millisecond until `stop` is set, or when the one before it is done. Those that a slow one kept from
+/// beginning are noted as if they had waited for it, too: a pause must not count once only because nobody could ask meanwhile.
 pub fn ping(target: SocketAddr, epoch: Instant, stop: &AtomicBool) -> Result<Vec<RoundTrip>> {
     let socket = begin(target, None, Pattern::Echo { size: PING })?;
     let mut trips = Vec::new();
-    let mut due = Instant::now();
     while !stop.load(Relaxed) {
-        let now = Instant::now();
-        if due > now {
-            thread::sleep(due - now);
-            // What the sleep takes too long is not the proxy's.
-            due = Instant::now();
-        }
+        let began = Instant::now();
         transmit(&socket, &[0; PING]).context("a session of the other cluster broke")?;
         await_answer(&socket)?;
-        let due_since = due.saturating_duration_since(epoch);
-        trips.push(RoundTrip {
-            due: Nanos::try_from(due_since.as_nanos()).unwrap_or(Nanos::MAX),
-            took: due.elapsed(),
-        });
-        due += PING_EVERY;
+        note(&mut trips, began.saturating_duration_since(epoch), began.elapsed());
+        thread::sleep(PING_EVERY.saturating_sub(began.elapsed()));
     }
     Ok(trips)
+}
+
+fn note(trips: &mut Vec<RoundTrip>, began: Duration, took: Duration) {
+    let (mut began, mut took) = (began, took);
+    loop {
+        trips.push(RoundTrip { due: Nanos::try_from(began.as_nanos()).unwrap_or(Nanos::MAX), took });
+        began += PING_EVERY;
+        match took.checked_sub(PING_EVERY) {
+            Some(rest) if !rest.is_zero() => took = rest,
+            Some(_) | None => return,
+        }
+    }
 }
 
 fn await_answer(socket: &TcpStream) -> Result<()> {
@@ -163,4 +165,22 @@ fn await_answer(socket: &TcpStream) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slow_round_trip_stands_for_those_that_it_kept_away() {
+        let mut trips = Vec::new();
+        note(&mut trips, Duration::from_millis(7), PING_EVERY);
+        assert_eq!(trips.len(), 1);
+        note(&mut trips, Duration::from_millis(8), PING_EVERY * 3);
+        let noted: Vec<_> = trips.iter().skip(1).map(|trip| (trip.due, trip.took)).collect();
+        assert_eq!(
+            noted,
+            [(8_000_000, PING_EVERY * 3), (8_500_000, PING_EVERY * 2), (9_000_000, PING_EVERY)]
+        );
+    }
 }

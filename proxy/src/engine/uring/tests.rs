@@ -220,6 +220,19 @@ fn what_is_closed_in_the_same_round_is_not_sent() {
 }
 
 #[test]
+fn ends_of_many_are_done_in_their_round() {
+    // What is left for later would stand before everybody else's bytes, and more of it after each round.
+    let mut core = usual();
+    let sockets: Vec<_> = (0..100).map(|_| core.socket()).collect();
+    core.step(Duration::ZERO);
+    for (key, _) in &sockets {
+        core.driver.close(*key, Close::Fin);
+    }
+    core.step(Duration::ZERO);
+    assert_eq!(core.driver.open_sockets(), 0);
+}
+
+#[test]
 fn a_stalled_reader_holds_no_buffer() {
     let mut core = usual();
     let stalled: Vec<(TcpStream, TcpStream)> = (0..40).map(|_| core.pair()).collect();
