@@ -143,7 +143,7 @@ interrupts that were handled meanwhile. *At rest* is over one second in which no
 highest run of the step before it; differences below the resolution of a clock, or of a page, are none. Such numbers, and medians beyond a bound, are bold.
 - *revoked* is the earlier of two instants: the timeline's entry `revoked`, cut off to milliseconds (so up to one too early), and the first end \
 of a session that a client or the old server has seen. The *last byte* is dated when the old server has read it, so what waited there counts against us. \
-*Arrived although written after revocation* is exact: each message carries when it was written. *All ended* is when clients and the old server have \
+Whether what was written later than 5 ms after it arrived is exact: each message carries when it was written. *All ended* is when clients and the old server have \
 seen the last end.
 - *meanwhile* is from the put of the new leader's key until all sessions have ended, 200 ms at least. The round trips without a proxy in the \
 same time show how much of it is the load's own: thousands of ends arrive on the core that it shares with the servers.
