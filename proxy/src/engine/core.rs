@@ -272,18 +272,13 @@ impl<D: Driver> Core<D> {
     }
 
     fn happened(&mut self, event: Event) {
-        let key = match &event {
-            Event::Watched(Watched::Inbox) => return self.inbox.still(),
-            Event::Watched(Watched::Listening(number)) => return self.accept(*number),
-            Event::Data(key, _)
-            | Event::End(key)
-            | Event::Broken(key, _)
-            | Event::Connected(key)
-            | Event::Sent(key, _)
-            | Event::Quiet(key)
-            | Event::Readable(key)
-            | Event::Writable(key) => *key,
-        };
+        if let Event::Watched(what) = event {
+            return match what {
+                Watched::Inbox => self.inbox.still(),
+                Watched::Listening(number) => self.accept(number),
+            };
+        }
+        let Some(key) = event.key() else { return };
         match self.owners.get(key.index as usize) {
             Some(Owner::Session(session, side)) => {
                 let (session, side) = (*session, *side);

@@ -81,6 +81,23 @@ pub(crate) enum Event {
     Watched(Watched),
 }
 
+impl Event {
+    /// The socket that it happens to. `None`: it is a watched descriptor's.
+    pub(super) fn key(&self) -> Option<Key> {
+        match self {
+            Self::Data(key, _)
+            | Self::End(key)
+            | Self::Broken(key, _)
+            | Self::Connected(key)
+            | Self::Sent(key, _)
+            | Self::Quiet(key)
+            | Self::Readable(key)
+            | Self::Writable(key) => Some(*key),
+            Self::Watched(_) => None,
+        }
+    }
+}
+
 /// Descriptors that are not connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Watched {

@@ -52,20 +52,6 @@ struct Socket {
     mute: bool,
 }
 
-fn key_of(event: &Event) -> Option<Key> {
-    match event {
-        Event::Data(key, _)
-        | Event::End(key)
-        | Event::Broken(key, _)
-        | Event::Connected(key)
-        | Event::Sent(key, _)
-        | Event::Quiet(key)
-        | Event::Readable(key)
-        | Event::Writable(key) => Some(*key),
-        Event::Watched(_) => None,
-    }
-}
-
 fn errno(number: i32) -> io::Error {
     io::Error::from_raw_os_error(number)
 }
@@ -150,7 +136,7 @@ impl<D: Driver, const ROUGH: bool> Faulty<D, ROUGH> {
 
     /// Whether an event may be told now; notes what it says.
     fn tell(&mut self, event: &Event) -> bool {
-        let Some(key) = key_of(event) else { return true };
+        let Some(key) = event.key() else { return true };
         let Some(socket) = self.sockets.get_mut(&key).filter(|socket| !socket.broken) else { return false };
         match event {
             Event::End(_) => socket.ended = true,

@@ -102,17 +102,7 @@ impl Uring {
 
     /// Whether the socket of an event is still open.
     fn is_current(&self, event: &Event) -> bool {
-        match event {
-            Event::Data(key, _)
-            | Event::End(key)
-            | Event::Broken(key, _)
-            | Event::Connected(key)
-            | Event::Sent(key, _)
-            | Event::Quiet(key)
-            | Event::Readable(key)
-            | Event::Writable(key) => self.socket(*key).is_some(),
-            Event::Watched(_) => true,
-        }
+        event.key().is_none_or(|key| self.socket(key).is_some())
     }
 
     fn adopt(&mut self, socket: OwnedFd, receiving: Receiving) -> io::Result<Key> {
