@@ -343,7 +343,7 @@ fn check_says_fine_or_everything_that_is_wrong() {
 #[test]
 fn what_is_not_built_yet_is_refused_by_check_and_run() {
     let dir = tempfile::tempdir().unwrap();
-    let more = "accept_proxy = true\n[relay]\nengine = \"io_uring\"\n[log]\nformat = \"haproxy\"\n";
+    let more = "accept_proxy = true\n[log]\nformat = \"haproxy\"\n";
     let patroni = GOOD.replace(
         "{ etcd = { endpoints = [\"http://127.0.0.1:2379\"] } }",
         "{ patroni = { members = [\"127.0.0.1:8008\"] } }",
@@ -358,7 +358,6 @@ fn what_is_not_built_yet_is_refused_by_check_and_run() {
                 "{file}: this version cannot run this configuration yet:\n  \
                  clusters.main.discovery.patroni: only etcd is built yet\n  \
                  listeners.replicas.accept_proxy: the PROXY protocol is not built yet\n  \
-                 relay.engine = \"io_uring\": not built yet; \"auto\" takes epoll\n  \
                  log.format = \"haproxy\": not built yet; there is \"text\" and \"json\"\n"
             ),
             "{command}"
