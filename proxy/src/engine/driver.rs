@@ -148,7 +148,7 @@ pub(crate) enum Close {
 /// One core's way to the kernel. Not shared between threads.
 ///
 /// Keys: every call takes one that this driver gave out and that was not closed; an event never names a closed one. A call with a
-/// stale key does nothing (and says so in debug builds), it never touches another socket.
+/// stale key does nothing, it never touches another socket.
 pub(crate) trait Driver: Sized {
     /// What it is called in the configuration and the metrics.
     const NAME: &'static str;
