@@ -6,7 +6,7 @@ use std::sync::Arc;
 use pointsman_config::Listener;
 use pointsman_core::event::{Event, ListenerPolicy, Policy};
 use pointsman_core::topology::Topology;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 
@@ -28,6 +28,7 @@ pub struct Cluster {
     handle: Arc<ClusterHandle>,
     reports: Reports,
     events: mpsc::Sender<Event>,
+    uneasy: watch::Receiver<bool>,
     source: JoinSet<()>,
     /// Ends the control task when dropped.
     _control: JoinSet<()>,
@@ -46,15 +47,17 @@ impl Cluster {
         let handle =
             Arc::new(ClusterHandle::new(config.name.clone(), config.discovery.as_str(), events.clone()));
         let questions = TaskTracker::new();
+        let (uneasy, told) = watch::channel(true);
         let seed = RandomState::new().hash_one(config.name.as_str()); // three load balancers must not ask in step
         let control = Control {
             topology: Topology::new(config.name.clone(), policy(&config, listeners), seed),
             routes: Arc::clone(&routes),
             handle: Arc::clone(&handle),
             app: Arc::clone(app),
-            asker: Asker::new(&config.scope, config.rest.clone(), clock, events.clone(), questions.clone()),
+            asker: Asker::new(&config, clock, events.clone(), questions.clone()),
             prober: Prober::new(events.clone(), questions),
             clock,
+            uneasy,
             events: received,
         };
         let mut tasks = JoinSet::new();
@@ -66,6 +69,7 @@ impl Cluster {
             routes,
             handle,
             events,
+            uneasy: told,
             source: JoinSet::new(),
             _control: tasks,
         };
@@ -78,8 +82,8 @@ impl Cluster {
         let stats = Arc::new(SourceStats::new(&self.config, self.clock));
         self.handle.set_source(Arc::clone(&stats));
         self.source = JoinSet::new();
-        let (config, events) = (self.config.clone(), self.events.clone());
-        self.source.spawn(async move { match discovery::run(&config, &stats, events).await {} });
+        let (config, events, uneasy) = (self.config.clone(), self.events.clone(), self.uneasy.clone());
+        self.source.spawn(async move { match discovery::run(&config, &stats, events, uneasy).await {} });
     }
 
     /// Its part of the configuration.
@@ -128,5 +132,9 @@ fn policy(cluster: &pointsman_config::Cluster, listeners: &[Listener]) -> Policy
         fallback: listener.fallback,
         tags: listener.tags.clone(),
     };
-    Policy { listeners: ours.map(policy).collect(), stale_primary: cluster.stale_primary }
+    Policy {
+        listeners: ours.map(policy).collect(),
+        stale_primary: cluster.stale_primary,
+        sql: cluster.sql.is_some(),
+    }
 }

@@ -15,7 +15,7 @@ use std::time::Duration;
 use pointsman_core::event::{Effect, Event};
 use pointsman_core::time::Moment;
 use pointsman_core::topology::Topology;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
 use crate::ask::Asker;
@@ -48,6 +48,8 @@ pub struct Control {
     pub prober: Prober,
     /// Tells the time.
     pub clock: Clock,
+    /// Tells the source whether to look more often than in peace.
+    pub uneasy: watch::Sender<bool>,
     /// What happens.
     pub events: mpsc::Receiver<Event>,
 }
@@ -77,12 +79,19 @@ impl Control {
     /// Handles one event. Takes and returns when the cluster was last described.
     fn step(&mut self, event: Event, described: Moment) -> Moment {
         let now = self.clock.now();
+        let read_at = if let Event::View(view) = &event { Some(view.read_at) } else { None };
         let effects = self.topology.handle(now, event);
         let mut changed = false;
         for effect in effects {
             changed |= matches!(effect, Effect::Publish(_) | Effect::Note(_));
+            let published = matches!(effect, Effect::Publish(_));
             self.carry_out(effect);
+            if let (true, Some(read_at)) = (published, read_at) {
+                self.app.metrics.routed(&self.handle.name, self.clock.moment().since(read_at));
+            }
         }
+        let uneasy = self.topology.is_uneasy(now.mono);
+        self.uneasy.send_if_modified(|said| std::mem::replace(said, uneasy) != uneasy);
         if !changed && now.mono.since(described) < DESCRIBE_EVERY {
             return described;
         }
@@ -94,7 +103,7 @@ impl Control {
         match effect {
             Effect::Publish(table) => self.routes.publish(table),
             Effect::Revoke(revocation) => self.routes.revoke(&revocation),
-            Effect::Ask { member, api, deadline } => self.asker.ask(member, api, deadline),
+            Effect::Ask { member, question, deadline } => self.asker.ask(member, question, deadline),
             Effect::Probe { member, addresses, deadline } => self.prober.probe(member, addresses, deadline),
             Effect::Note(note) => self.app.note(self.clock.now().wall, &self.handle.name, &note),
         }

@@ -3,7 +3,7 @@
 //! * [`run`]: the story of a process, from the configuration to the last session.
 //! * [`cluster`], [`control`]: one control task for each cluster, around its topology: the only writer of routes.
 //! * [`routes`]: where the control task publishes, and the fences that end sessions.
-//! * [`discovery`]: the source of a cluster's views. [`ask`], [`probe`]: questions to single members.
+//! * [`discovery`]: the source of a cluster's views. [`ask`], [`probe`]: questions to single members. [`http`]: what speaks HTTP to both.
 //! * [`listener`]: from accept to the end of a session, on the cores of the [`engine`]. [`sessions`], [`stats`]: what can be seen of
 //!   it, counted by each core for itself ([`shard`]). [`backlog`]: who waits for accept.
 //! * [`state`]: the read side of all that; [`timeline`]: what happened. [`admin`], [`metrics`]: who shows it.
@@ -20,6 +20,7 @@ pub mod control;
 mod dial;
 pub mod discovery;
 pub mod engine;
+mod http;
 pub mod life;
 pub mod listener;
 pub mod logging;

@@ -28,6 +28,14 @@ const TAKEOVER: Family = Family {
     name: "pointsman_takeover_seconds",
     help: "Time from the naming (or the doubting) of a leader until it was confirmed as a writable primary.",
 };
+/// Upper bounds, in seconds, of how long a change in the store took to reach the routes.
+const ROUTED_BUCKETS: [f64; 12] =
+    [0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2.0];
+
+const ROUTED: Family = Family {
+    name: "pointsman_discovery_publish_seconds",
+    help: "Time from the arrival of a change from the discovery source until the routes that follow from it were published.",
+};
 const NOTES: Family =
     Family { name: "pointsman_notes_total", help: "Entries of the timeline, by what happened." };
 
@@ -61,13 +69,15 @@ impl fmt::Debug for Metrics {
 impl Default for Metrics {
     fn default() -> Self {
         let builder = PrometheusBuilder::new();
-        let takeover = Matcher::Full(TAKEOVER.name.to_owned());
-        let builder = match builder.set_buckets_for_metric(takeover, &TAKEOVER_BUCKETS) {
-            Ok(builder) => builder,
-            Err(_) => PrometheusBuilder::new(), // only an empty list is an error
-        };
+        let exactly = |family: Family| Matcher::Full(family.name.to_owned());
+        let builder = builder
+            .set_buckets_for_metric(exactly(TAKEOVER), &TAKEOVER_BUCKETS)
+            .and_then(|builder| builder.set_buckets_for_metric(exactly(ROUTED), &ROUTED_BUCKETS))
+            .unwrap_or_else(|_| PrometheusBuilder::new()); // only an empty list is an error
         let kept = builder.build_recorder();
-        kept.describe_histogram(KeyName::from_const_str(TAKEOVER.name), None, TAKEOVER.help.into());
+        for histogram in [TAKEOVER, ROUTED] {
+            kept.describe_histogram(KeyName::from_const_str(histogram.name), None, histogram.help.into());
+        }
         kept.describe_counter(KeyName::from_const_str(NOTES.name), None, NOTES.help.into());
         Self { kept }
     }
@@ -78,8 +88,13 @@ impl Metrics {
     pub fn note(&self, cluster: &ClusterName, note: &Note) {
         self.notes(cluster, note.what.label()).increment(1);
         if let What::PrimaryConfirmed { after_ms, .. } = note.what {
-            self.takeover(cluster).record(Duration::from_millis(after_ms));
+            self.histogram(TAKEOVER, cluster).record(Duration::from_millis(after_ms));
         }
+    }
+
+    /// Counts a change of routes, by how long after its arrival from the source it was published.
+    pub fn routed(&self, cluster: &ClusterName, after: Duration) {
+        self.histogram(ROUTED, cluster).record(after);
     }
 
     /// The text of a scrape: families by name, samples by labels, so that two scrapes can be compared.
@@ -90,7 +105,9 @@ impl Metrics {
         clusters::write(&scrape, &parts);
         listeners::write(&scrape, &parts);
         for cluster in &parts.clusters {
-            let _ = self.takeover(&cluster.name); // zero until the first one
+            for family in [TAKEOVER, ROUTED] {
+                let _ = self.histogram(family, &cluster.name); // zero until the first one
+            }
             for kind in What::LABELS {
                 let _ = self.notes(&cluster.name, kind);
             }
@@ -103,8 +120,8 @@ impl Metrics {
         self.kept.register_counter(&key(NOTES, &[("cluster", cluster.as_str()), ("kind", kind)]), &METADATA)
     }
 
-    fn takeover(&self, cluster: &ClusterName) -> metrics::Histogram {
-        self.kept.register_histogram(&key(TAKEOVER, &[("cluster", cluster.as_str())]), &METADATA)
+    fn histogram(&self, family: Family, cluster: &ClusterName) -> metrics::Histogram {
+        self.kept.register_histogram(&key(family, &[("cluster", cluster.as_str())]), &METADATA)
     }
 }
 

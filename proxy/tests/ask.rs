@@ -9,13 +9,14 @@ use std::time::Duration;
 use pointsman::ask::Asker;
 use pointsman::clock::Clock;
 use pointsman_config::{ClientTls, Config, Rest, Verify};
-use pointsman_core::event::{Answer, AskError, Event, Status};
+use pointsman_core::event::{Answer, AskError, Event, Question, Status};
 use pointsman_core::view::{Address, ApiUrl, MemberRole};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use support::certs::Certs;
 use support::etcd::SOON;
 use support::fake::{FakeServer, closed_port, request, respond};
+use support::source::cluster;
 use tokio::io::AsyncWriteExt as _;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -38,12 +39,14 @@ impl Asking {
     fn new(rest: Rest) -> Self {
         let (sender, events) = mpsc::channel(8);
         let tracker = TaskTracker::new();
-        Self { asker: Asker::new("demo", rest, Clock::start(), sender, tracker.clone()), events, tracker }
+        let mut cluster = cluster("endpoints = [\"http://127.0.0.1:1\"]");
+        cluster.rest = rest;
+        Self { asker: Asker::new(&cluster, Clock::start(), sender, tracker.clone()), events, tracker }
     }
 
     fn ask(&mut self, port: u16, tls: bool, deadline: Duration) {
         let address = Address { host: "127.0.0.1".to_owned(), port };
-        self.asker.ask("n1".into(), ApiUrl { tls, address }, deadline);
+        self.asker.ask("n1".into(), Question::Rest(ApiUrl { tls, address }), deadline);
     }
 
     async fn answer(&mut self) -> Answer {
@@ -113,7 +116,7 @@ async fn nobody_listens() {
     assert_eq!(Asking::new(Rest::default()).question(closed_port().await).await, Err(AskError::Refused));
     let mut asking = Asking::new(Rest::default());
     let address = Address { host: "255.255.255.255".to_owned(), port: 1 }; // no TCP goes there
-    asking.asker.ask("n1".into(), ApiUrl { tls: false, address }, SOON);
+    asking.asker.ask("n1".into(), Question::Rest(ApiUrl { tls: false, address }), SOON);
     assert_eq!(asking.answer().await.outcome, Err(AskError::Unreachable));
 }
 

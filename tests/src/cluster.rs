@@ -47,6 +47,10 @@ pub struct ClusterOptions {
     pub failsafe_mode: bool,
     /// PostgreSQL's `fsync`.
     pub fsync: bool,
+    /// Laid over Patroni's configuration file of every member, as a JSON merge patch (RFC 7396).
+    pub patroni: Value,
+    /// Laid over Patroni's dynamic configuration (`bootstrap.dcs`), as a JSON merge patch.
+    pub dynamic: Value,
     /// What is special about the first, second, … member.
     pub member_options: Vec<MemberOptions>,
     /// Told what happens while the cluster starts.
@@ -64,6 +68,8 @@ impl Default for ClusterOptions {
             synchronous_mode: json!(false),
             failsafe_mode: false,
             fsync: false,
+            patroni: json!({}),
+            dynamic: json!({}),
             member_options: Vec::new(),
             progress: |_| {},
         }
@@ -73,7 +79,7 @@ impl Default for ClusterOptions {
 impl ClusterOptions {
     /// Patroni's dynamic configuration, which the first member writes to etcd.
     pub(crate) fn dynamic_configuration(&self) -> Value {
-        json!({
+        let mut configuration = json!({
             "ttl": self.ttl.as_secs(),
             "loop_wait": self.loop_wait.as_secs(),
             "retry_timeout": self.retry_timeout.as_secs(),
@@ -83,7 +89,28 @@ impl ClusterOptions {
                 "use_pg_rewind": true,
                 "parameters": { "max_connections": 500 },
             },
-        })
+        });
+        merge(&mut configuration, &self.dynamic);
+        configuration
+    }
+}
+
+/// A JSON merge patch (RFC 7396): objects are merged, `null` removes, anything else replaces.
+pub(crate) fn merge(target: &mut Value, patch: &Value) {
+    let Value::Object(patch) = patch else {
+        target.clone_from(patch);
+        return;
+    };
+    if !target.is_object() {
+        *target = json!({});
+    }
+    let Value::Object(target) = target else { return };
+    for (key, value) in patch {
+        if value.is_null() {
+            target.remove(key);
+        } else {
+            merge(target.entry(key.clone()).or_insert(Value::Null), value);
+        }
     }
 }
 

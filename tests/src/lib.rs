@@ -18,6 +18,7 @@ pub mod haproxy;
 pub mod http;
 pub mod member;
 pub mod network;
+pub mod pki;
 pub mod pointsman;
 pub mod process;
 pub mod shared;
@@ -34,6 +35,7 @@ pub use cluster::{Cluster, ClusterOptions};
 pub use haproxy::{HaProxy, HaProxyChecks};
 pub use member::MemberOptions;
 pub use network::{FakeNetwork, Weather};
+pub use pki::Pki;
 pub use pointsman::Pointsman;
 pub use site::Site;
 

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
 
-use crate::cluster::{ClusterOptions, NAMESPACE, SCOPE};
+use crate::cluster::{ClusterOptions, NAMESPACE, SCOPE, merge};
 use crate::process::{RunAs, Server};
 use crate::site::Site;
 use crate::{http, sql};
@@ -22,6 +22,8 @@ pub const REST_PORT: u16 = 8008;
 pub struct MemberOptions {
     /// Patroni's tags, as a JSON object: `{"noloadbalance": true}`.
     pub tags: Option<Value>,
+    /// Laid over this member's configuration file of Patroni, after the cluster's own patch (RFC 7396).
+    pub patroni: Option<Value>,
 }
 
 /// A started member. Its directory holds `patroni.yml`, `data/` and `log`.
@@ -44,7 +46,11 @@ impl Member {
         let name = member_name(index);
         let address = site.addresses.member(index);
         let directory = site.subdirectory(&name)?;
-        let settings = configuration(site, &name, address, endpoints, cluster, options);
+        let mut settings = configuration(site, &name, address, endpoints, cluster, options);
+        merge(&mut settings, &cluster.patroni);
+        if let Some(patch) = &options.patroni {
+            merge(&mut settings, patch);
+        }
         // JSON is YAML.
         std::fs::write(directory.join("patroni.yml"), serde_json::to_string_pretty(&settings)?)?;
         let server = start_server(site, &directory)?;

@@ -99,7 +99,7 @@ async fn a_killed_member_is_replaced_and_comes_back() -> Result<()> {
 #[tokio::test]
 async fn options_reach_patroni() -> Result<()> {
     let plain = MemberOptions::default();
-    let tagged = MemberOptions { tags: Some(json!({ "noloadbalance": true })) };
+    let tagged = MemberOptions { tags: Some(json!({ "noloadbalance": true })), ..MemberOptions::default() };
     let cluster = Cluster::start(&ClusterOptions {
         members: 2,
         synchronous_mode: json!(true),

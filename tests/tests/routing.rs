@@ -205,7 +205,10 @@ fn judge(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reads_go_to_fit_replicas_or_fall_back() -> Result<()> {
     let plain = MemberOptions::default();
-    let tagged = MemberOptions { tags: Some(json!({ "noloadbalance": true, "nofailover": true })) };
+    let tagged = MemberOptions {
+        tags: Some(json!({ "noloadbalance": true, "nofailover": true })),
+        ..MemberOptions::default()
+    };
     let options =
         ClusterOptions { member_options: vec![plain.clone(), plain, tagged], ..ClusterOptions::default() };
     let mut cluster = Cluster::start(&options).await?;

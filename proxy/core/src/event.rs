@@ -41,6 +41,50 @@ pub struct Policy {
     pub listeners: Vec<ListenerPolicy>,
     /// What happens when nothing has confirmed the leader for a ttl.
     pub stale_primary: StalePrimary,
+    /// There are credentials to ask the servers over SQL.
+    pub sql: bool,
+}
+
+/// Whose word an answer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Witness {
+    /// The member's Patroni: the body of `GET /patroni`.
+    Rest,
+    /// The server itself: `pg_is_in_recovery()`. Where both speak, its word outranks Patroni's.
+    Sql,
+}
+
+impl Witness {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Rest, Self::Sql];
+
+    /// The word for logs, metrics and the dashboard.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Rest => "rest",
+            Self::Sql => "sql",
+        }
+    }
+}
+
+/// Whom to ask for a member's status, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Question {
+    /// Its Patroni.
+    Rest(ApiUrl),
+    /// Its server: the addresses are tried in order.
+    Sql(Arc<[Address]>),
+}
+
+impl Question {
+    /// Whose word the answer will be.
+    pub fn witness(&self) -> Witness {
+        match self {
+            Self::Rest(_) => Witness::Rest,
+            Self::Sql(_) => Witness::Sql,
+        }
+    }
 }
 
 /// Why a question to a member brought no answer.
@@ -57,6 +101,10 @@ pub enum AskError {
     Nonsense,
     /// The answer is another cluster's or another member's (`patroni.scope`, `patroni.name`).
     Stranger,
+    /// The server does not let us in: a wrong password, no line in `pg_hba.conf`, no such database.
+    Denied,
+    /// The server answers that it is starting up, shutting down or in recovery (57P03, 57P01, 57P02).
+    NotReady,
 }
 
 impl fmt::Display for AskError {
@@ -67,6 +115,8 @@ impl fmt::Display for AskError {
             Self::Unreachable => "unreachable",
             Self::Nonsense => "an answer that makes no sense",
             Self::Stranger => "the answer of another member or cluster",
+            Self::Denied => "it does not let us in",
+            Self::NotReady => "it is starting up, shutting down or in recovery",
         })
     }
 }
@@ -103,6 +153,8 @@ impl Status {
 pub struct Answer {
     /// Who was asked.
     pub member: MemberName,
+    /// Whose word it is.
+    pub by: Witness,
     /// When the question was sent. An answer proves nothing of a time after it.
     pub asked_at: Moment,
     /// What it said.
@@ -156,6 +208,9 @@ pub enum AdminMode {
 pub enum Event {
     /// A new snapshot from the discovery source. It also says that the source is alive.
     View(Box<ClusterView>),
+    /// A snapshot that is not of now: from our disk, or from a store that has lost its quorum. While nothing better is
+    /// known it says whom to *ask*; it never says where to route.
+    Remembered(Box<ClusterView>),
     /// The discovery source came to life or fell silent.
     Store(StoreCondition),
     /// A member answered a question, or did not.
@@ -199,13 +254,13 @@ pub enum Effect {
     Publish(Arc<RouteTable>),
     /// Cut every session of a term. Always after the `Publish` that ended the term.
     Revoke(Revocation),
-    /// Ask the member's Patroni for its status. At most one question to a member is out at a time; every
+    /// Ask a member for its status. At most one question of each kind to a member is out at a time; every
     /// question is answered by one [`Event::Answer`], at the latest after `deadline`.
     Ask {
         /// Whom.
         member: MemberName,
-        /// Where.
-        api: ApiUrl,
+        /// Of whom, and where.
+        question: Question,
         /// How long an answer may take.
         deadline: Duration,
     },

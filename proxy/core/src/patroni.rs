@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::mem;
 use std::sync::Arc;
 
+use crate::time::Moment;
 use crate::view::{
     Announcement, ClusterSettings, ClusterView, Complaint, LeaderKey, Lsn, MemberName, MemberView, Revision,
     SyncView, TimelineSwitch,
@@ -107,6 +108,7 @@ impl Keyspace {
         let keys = &self.keys;
         let members = keys.members.iter();
         ClusterView {
+            read_at: Moment::ZERO,
             revision: self.revision,
             leader: keys.leader.good.clone(),
             members: members.filter_map(|(name, slot)| Some((name.clone(), slot.good.clone()?))).collect(),

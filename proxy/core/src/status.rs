@@ -6,7 +6,7 @@
 use pointsman_config::{ClusterName, ListenerName, Target};
 use serde::Serialize;
 
-use crate::event::{AdminMode, AskError, Status};
+use crate::event::{AdminMode, AskError, Status, Witness};
 use crate::route::{GrantRole, NoRoute};
 use crate::view::{
     Address, ApiUrl, ClusterSettings, Complaint, Lsn, MemberName, MemberRole, MemberState, Replication, Tags,
@@ -121,6 +121,8 @@ pub struct MemberStatus {
 pub struct AnswerStatus {
     /// Since it was asked.
     pub age_ms: u64,
+    /// Whose word it was.
+    pub by: Witness,
     /// What it said.
     pub status: Option<Status>,
     /// Why it said nothing.

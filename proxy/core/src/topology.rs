@@ -82,6 +82,8 @@ pub struct Topology {
     policy: Policy,
     store: Store,
     view: Option<ClusterView>,
+    /// `view` is not the store's word of now, but what was remembered of it: it says whom to ask.
+    remembered: bool,
     complaints: BTreeSet<Complaint>,
     /// Which of them were said, and when.
     complained: BTreeMap<Complaint, Moment>,
@@ -113,6 +115,7 @@ impl Topology {
             policy,
             store: Store::default(),
             view: None,
+            remembered: false,
             complaints: BTreeSet::new(),
             complained: BTreeMap::new(),
             still_due: Moment::ZERO,
@@ -137,6 +140,7 @@ impl Topology {
         self.touched |= matches!(event, Event::View(_) | Event::Admin { .. } | Event::Policy(_));
         match event {
             Event::View(view) => self.take_view(*view, now),
+            Event::Remembered(view) => self.take_memory(*view, now.mono),
             Event::Store(condition) => self.take_condition(condition, now.mono),
             Event::Answer(answer) => self.take_answer(&answer, now.mono),
             Event::Dial { member, outcome } => self.take_dial(&member, outcome, now.mono),
@@ -232,6 +236,7 @@ impl Topology {
         let leader = view.leader.clone();
         let members = view.members.clone();
         self.view = Some(view);
+        self.remembered = false;
         self.settings_changed(&settings, now.mono);
         let changed = self.take_members(members, now.mono);
         self.leader_key(leader.as_ref(), had_key, now.mono);
@@ -240,6 +245,22 @@ impl Topology {
                 self.owner_key_changed(&before, &after, now.mono);
             }
         }
+    }
+
+    /// What was true once: only while nothing better is known, and only to know whom to ask.
+    fn take_memory(&mut self, view: ClusterView, now: Moment) {
+        if self.view.is_some() && !self.remembered {
+            return;
+        }
+        self.touched = true;
+        self.remembered = true;
+        for (name, member) in view.members {
+            let mut member = Member::new(member);
+            member.gone_since = Some(now);
+            self.members.entry(name).or_insert(member);
+        }
+        let ClusterView { settings, history, .. } = view;
+        self.view = Some(ClusterView { settings, history, ..ClusterView::default() });
     }
 
     /// Joins, changes and departures; returns what changed, before and after.

@@ -9,6 +9,8 @@ use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
 
+use crate::time::Moment;
+
 /// The name of a member, unique in its cluster (Patroni: `name`).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
@@ -124,6 +126,8 @@ pub enum MemberRole {
     Demoted,
     /// `uninitialized`: no data directory yet.
     Uninitialized,
+    /// One of several that all take writes (a fixed list with `probe = "tcp"`: multi-master). No Patroni's word.
+    Writable,
     /// A word that we do not know, or none.
     Unknown,
 }
@@ -147,6 +151,9 @@ impl MemberRole {
 
     /// Patroni's word of today.
     pub fn as_str(self) -> &'static str {
+        if self == Self::Writable {
+            return "writable";
+        }
         Self::WORDS.iter().find(|(_, role)| *role == self).map_or("unknown", |(word, _)| *word)
     }
 }
@@ -342,6 +349,9 @@ pub struct Complaint {
 /// A whole snapshot of one cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ClusterView {
+    /// When its source learned the last of it.
+    #[serde(skip)]
+    pub read_at: Moment,
     /// The store's revision that this snapshot shows.
     pub revision: Revision,
     /// The leader key, if it exists. It may name a member that `members` does not have.

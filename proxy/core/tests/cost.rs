@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use pointsman_config::{ClusterName, Fallback, ListenerName, OnPromote, StalePrimary, Target};
-use pointsman_core::event::{Answer, DialOutcome, Event, ListenerPolicy, Policy, Status};
+use pointsman_core::event::{Answer, DialOutcome, Event, ListenerPolicy, Policy, Status, Witness};
 use pointsman_core::time::{Moment, Now, UnixMillis};
 use pointsman_core::topology::Topology;
 use pointsman_core::view::{
@@ -52,8 +52,11 @@ fn cluster() -> (Topology, Now) {
         fallback: Fallback::Primary,
         tags: BTreeMap::new(),
     };
-    let policy =
-        Policy { listeners: (0..LISTENERS).map(listener).collect(), stale_primary: StalePrimary::Hold };
+    let policy = Policy {
+        listeners: (0..LISTENERS).map(listener).collect(),
+        stale_primary: StalePrimary::Hold,
+        sql: false,
+    };
     let mut topology = Topology::new(ClusterName::new("large").unwrap(), policy, 1);
     let now = Now { mono: Moment::from_millis(1_000), wall: UnixMillis(1_800_000_000_000) };
     let members = (0..MEMBERS).map(|number| (name(number), member(number))).collect();
@@ -69,8 +72,15 @@ fn cluster() -> (Topology, Now) {
         dcs_last_seen: None,
         failsafe_active: false,
     };
-    topology
-        .handle(now, Event::Answer(Answer { member: name(0), asked_at: now.mono, outcome: Ok(writable) }));
+    topology.handle(
+        now,
+        Event::Answer(Answer {
+            member: name(0),
+            by: Witness::Rest,
+            asked_at: now.mono,
+            outcome: Ok(writable),
+        }),
+    );
     (topology, now)
 }
 

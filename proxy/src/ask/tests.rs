@@ -1,4 +1,4 @@
-use super::base64;
+use super::rest::base64;
 
 /// RFC 4648, section 10.
 #[test]

@@ -110,12 +110,13 @@ impl Source<'_> {
     async fn follow(&mut self, index: usize, endpoint: &Endpoint) -> Result<Infallible, End> {
         let store = Box::pin(connection::open(self.etcd, endpoint)).await.map_err(End::Endpoint)?;
         let revision = self.read(&store).await.map_err(End::Endpoint)?;
+        let read_at = self.outlet.now();
         self.rota.answered();
         self.outlet.stats.connected.store(index, Ordering::Relaxed);
         if let Some(known) = self.failures.get_mut(index).and_then(Option::take) {
             info!(cluster = %self.outlet.cluster.name, %endpoint, was = known.text, "etcd endpoint works again");
         }
-        self.outlet.view(self.keys.view()).await;
+        self.outlet.view(self.keys.view(), read_at).await;
         let watched = self.watch(&store, revision).await;
         self.outlet.stats.watch_restarts.fetch_add(1, Ordering::Relaxed);
         watched.map_err(|error| {
@@ -222,6 +223,7 @@ impl Source<'_> {
                 revision => EtcdError::Compacted { revision },
             });
         }
+        let read_at = self.outlet.now();
         let revision = response.header().map_or(0, etcd_client::ResponseHeader::revision);
         self.guard.saw(revision);
         if response.events().is_empty() {
@@ -237,7 +239,7 @@ impl Source<'_> {
                 _ => self.keys.put(key, kv.value(), number(kv.mod_revision())),
             }
         }
-        self.outlet.view(self.keys.view()).await;
+        self.outlet.view(self.keys.view(), read_at).await;
         Ok(())
     }
 

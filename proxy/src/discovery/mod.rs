@@ -13,15 +13,23 @@ use pointsman_core::event::{Event, StoreCondition};
 use pointsman_core::time::Moment;
 use pointsman_core::view::{ClusterView, Revision};
 use tokio::sync::mpsc::Sender;
+use tokio::sync::watch;
 
 use crate::clock::Clock;
 
 mod backoff;
 mod etcd;
 
-/// Runs a cluster's source for ever. `stats` must be of the same cluster ([`SourceStats::new`]).
-pub async fn run(cluster: &Cluster, stats: &SourceStats, events: Sender<Event>) -> Infallible {
+/// Runs a cluster's source for ever. `stats` must be of the same cluster ([`SourceStats::new`]). `uneasy`: whether a
+/// source that has to look by itself should look more often than in peace.
+pub async fn run(
+    cluster: &Cluster,
+    stats: &SourceStats,
+    events: Sender<Event>,
+    uneasy: watch::Receiver<bool>,
+) -> Infallible {
     let outlet = Outlet { cluster, stats, events, lost: false };
+    let _ = uneasy; // stores tell by themselves
     match &cluster.discovery {
         Discovery::Etcd(etcd) => etcd::run(cluster, etcd, outlet).await,
         Discovery::Consul(_) | Discovery::Patroni(_) | Discovery::Static(_) => unbuilt(outlet).await,
@@ -119,8 +127,14 @@ struct Outlet<'a> {
 }
 
 impl Outlet<'_> {
-    /// A new snapshot.
-    async fn view(&mut self, mut view: ClusterView) {
+    /// Now.
+    fn now(&self) -> Moment {
+        self.stats.clock.moment()
+    }
+
+    /// A new snapshot; `read_at`: when the last of it was learned.
+    async fn view(&mut self, mut view: ClusterView, read_at: Moment) {
+        view.read_at = read_at;
         for (name, member) in &mut view.members {
             member.weight = u32::from(self.cluster.weight(name.as_str()).get());
         }
@@ -135,6 +149,12 @@ impl Outlet<'_> {
         self.stats.sign_of_life(revision);
         self.lost = false;
         self.send(Event::Store(StoreCondition::Alive)).await;
+    }
+
+    /// A snapshot that is not of now: it says whom to ask, not where to route.
+    #[expect(dead_code, reason = "the sources that need it follow")]
+    async fn remembered(&mut self, view: ClusterView) {
+        self.send(Event::Remembered(Box::new(view))).await;
     }
 
     /// No endpoint works. Said once, until it works again.

@@ -16,7 +16,7 @@ use pointsman_config::{
     Refuse, Target,
 };
 use pointsman_core::close::{CloseReason, Peer};
-use pointsman_core::event::{AdminMode, AskError, Event, Loudness, Note, Status, What};
+use pointsman_core::event::{AdminMode, AskError, Event, Loudness, Note, Status, What, Witness};
 use pointsman_core::route::{GrantRole, NoRoute, RevokeReason};
 use pointsman_core::status::{
     AnswerStatus, ClusterStatus, MemberStatus, PrimaryStatus, RouteStatus, StoreStatus,
@@ -239,6 +239,7 @@ pub fn member(n: usize) -> MemberStatus {
         admin: AdminMode::Ready,
         answer: primary.then_some(AnswerStatus {
             age_ms: 600,
+            by: Witness::Rest,
             status: Some(Status {
                 role,
                 state: MemberState::Running,
@@ -298,8 +299,12 @@ pub fn trouble(members: usize) -> ClusterStatus {
         match at {
             0 => {
                 (member.leader, member.health) = (false, "down");
-                member.answer =
-                    Some(AnswerStatus { age_ms: 400, status: None, error: Some(AskError::Refused) });
+                member.answer = Some(AnswerStatus {
+                    age_ms: 400,
+                    by: Witness::Rest,
+                    status: None,
+                    error: Some(AskError::Refused),
+                });
                 exclude(member, None);
             }
             2 => {

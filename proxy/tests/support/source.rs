@@ -9,7 +9,7 @@ use pointsman::discovery::{self, SourceStats};
 use pointsman_config::{Cluster, Config};
 use pointsman_core::event::{Event, StoreCondition};
 use pointsman_core::view::ClusterView;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
@@ -18,6 +18,8 @@ use super::etcd::SOON;
 pub(crate) struct Source {
     events: mpsc::Receiver<Event>,
     pub(crate) stats: Arc<SourceStats>,
+    /// Tells the source to look more often.
+    pub(crate) uneasy: watch::Sender<bool>,
     _task: JoinSet<()>,
 }
 
@@ -35,12 +37,13 @@ impl Source {
         let cluster = cluster(discovery);
         let stats = Arc::new(SourceStats::new(&cluster, Clock::start()));
         let (sender, events) = mpsc::channel(64);
+        let (uneasy, peace) = watch::channel(false);
         let mut task = JoinSet::new();
         let shared = Arc::clone(&stats);
         task.spawn(async move {
-            discovery::run(&cluster, &shared, sender).await;
+            discovery::run(&cluster, &shared, sender, peace).await;
         });
-        Self { events, stats, _task: task }
+        Self { events, stats, uneasy, _task: task }
     }
 
     async fn next_by(&mut self, deadline: Instant) -> Event {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use pointsman_config::{ClusterName, Fallback, ListenerName, OnPromote, StalePrimary, Target};
-use pointsman_core::event::{Answer, Event, ListenerPolicy, Policy, Status};
+use pointsman_core::event::{Answer, Event, ListenerPolicy, Policy, Status, Witness};
 use pointsman_core::route::{Candidate, GrantRole, Route, RouteTable, Term};
 use pointsman_core::time::{Moment, Now, UnixMillis};
 use pointsman_core::topology::Topology;
@@ -85,7 +85,12 @@ pub(crate) fn confirmation(now: Now, leader: u64) -> Event {
         dcs_last_seen: None,
         failsafe_active: false,
     };
-    Event::Answer(Answer { member: member_name(leader), asked_at: now.mono, outcome: Ok(writable) })
+    Event::Answer(Answer {
+        member: member_name(leader),
+        by: Witness::Rest,
+        asked_at: now.mono,
+        outcome: Ok(writable),
+    })
 }
 
 /// A cluster at peace: pg0 leads and is confirmed; `primary` and `replicas` listen.
@@ -99,7 +104,7 @@ pub(crate) fn topology(members: u64) -> (Topology, Now) {
         tags: BTreeMap::new(),
     };
     let listeners = vec![listener("primary", Target::Primary), listener("replicas", Target::Replicas)];
-    let policy = Policy { listeners, stale_primary: StalePrimary::Hold };
+    let policy = Policy { listeners, stale_primary: StalePrimary::Hold, sql: false };
     let mut topology = Topology::new(cluster_name(), policy, 1);
     let now = Now { mono: Moment::from_millis(1_000), wall: UnixMillis(1_800_000_000_000) };
     topology.handle(now, Event::View(Box::new(view(members, 0, 2))));

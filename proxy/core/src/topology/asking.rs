@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::event::{AdminMode, Effect};
+use crate::event::{AdminMode, Effect, Question, Witness};
 use crate::time::Moment;
 use crate::view::MemberName;
 
@@ -54,24 +54,31 @@ impl Topology {
     /// Sends every question that is due.
     pub(super) fn send_questions(&mut self, now: Moment) {
         let due = |at: Option<Moment>| at.is_some_and(|at| at <= now);
-        let asks = self.members.iter().filter(|(name, member)| due(self.ask_at(name, member, now)));
-        let asks: Vec<MemberName> = asks.map(|(name, _)| name.clone()).collect();
+        let everybody = self.members.iter().flat_map(|pair| Witness::ALL.map(|witness| (pair, witness)));
+        let asks =
+            everybody.filter(|((name, member), witness)| due(self.ask_at(name, member, *witness, now)));
+        let asks: Vec<(MemberName, Witness)> =
+            asks.map(|((name, _), witness)| (name.clone(), witness)).collect();
         let probes = self.members.iter().filter(|(name, member)| due(self.probe_at(name, member, now)));
         let probes: Vec<MemberName> = probes.map(|(name, _)| name.clone()).collect();
-        for name in asks {
-            self.ask(name, now);
+        for (name, witness) in asks {
+            self.ask(name, witness, now);
         }
         for name in probes {
             self.probe(name, now);
         }
     }
 
-    fn ask(&mut self, name: MemberName, now: Moment) {
+    fn ask(&mut self, name: MemberName, witness: Witness, now: Moment) {
         let dice = self.throw_dice();
         let Some(member) = self.members.get_mut(&name) else { return };
-        let Some(api) = member.view.api.clone() else { return };
-        member.asking.sent(now, ASK_DEADLINE, dice);
-        self.effects.push(Effect::Ask { member: name, api, deadline: ASK_DEADLINE });
+        let question = match (witness, &member.view.api) {
+            (Witness::Rest, None) => return,
+            (Witness::Rest, Some(api)) => Question::Rest(api.clone()),
+            (Witness::Sql, _) => Question::Sql(member.view.addresses.clone()),
+        };
+        member.asking.of_mut(witness).sent(now, ASK_DEADLINE, dice);
+        self.effects.push(Effect::Ask { member: name, question, deadline: ASK_DEADLINE });
     }
 
     fn probe(&mut self, name: MemberName, now: Moment) {
@@ -82,10 +89,13 @@ impl Topology {
         self.effects.push(Effect::Probe { member: name, addresses, deadline: PROBE_DEADLINE });
     }
 
-    /// When the member is asked next.
-    fn ask_at(&self, name: &MemberName, member: &Member, now: Moment) -> Option<Moment> {
-        member.view.api.as_ref()?;
-        Some(member.asking.due(self.ask_interval(name, now)?))
+    /// When the member is asked next. `None`: there is nobody to ask, or no need.
+    fn ask_at(&self, name: &MemberName, member: &Member, witness: Witness, now: Moment) -> Option<Moment> {
+        let can = match witness {
+            Witness::Rest => member.view.api.is_some(),
+            Witness::Sql => self.policy.sql,
+        };
+        Some(member.asking.of(witness).due(self.ask_interval(name, now).filter(|_| can)?))
     }
 
     /// When the member's server is probed next.
@@ -95,7 +105,8 @@ impl Topology {
 
     /// When the next question is due.
     pub(super) fn question_timeout(&self, now: Moment) -> Option<Moment> {
-        let asks = self.members.iter().filter_map(|(name, member)| self.ask_at(name, member, now));
+        let everybody = self.members.iter().flat_map(|pair| Witness::ALL.map(|witness| (pair, witness)));
+        let asks = everybody.filter_map(|((name, member), witness)| self.ask_at(name, member, witness, now));
         let probes = self.members.iter().filter_map(|(name, member)| self.probe_at(name, member, now));
         asks.chain(probes).min()
     }

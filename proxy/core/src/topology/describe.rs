@@ -106,6 +106,7 @@ impl Topology {
             admin: member.admin,
             answer: member.answer.as_ref().map(|answer| AnswerStatus {
                 age_ms: millis(now.since(answer.asked_at)),
+                by: answer.by,
                 status: answer.outcome.as_ref().ok().cloned(),
                 error: answer.outcome.as_ref().err().copied(),
             }),
@@ -134,7 +135,7 @@ impl Topology {
         let mut alarms = Vec::new();
         if let Some((since, error)) = &self.store.lost {
             let seconds = now.since(*since).as_secs();
-            let routes = if self.view.is_some() { "; the last routes stay" } else { "" };
+            let routes = if self.view.is_some() && !self.remembered { "; the last routes stay" } else { "" };
             alarms.push(format!("the store has been silent for {seconds} s ({error}){routes}"));
         }
         if self.is_stale(now)
@@ -150,6 +151,9 @@ impl Topology {
         if claims.len() > 1 {
             alarms.push(format!("{} say at the same time that they are primary", claims.join(" and ")));
         }
+        let contradictions =
+            self.members.iter().filter_map(|(name, member)| Some((name, member.contradiction(now)?)));
+        alarms.extend(contradictions.map(|(name, contradiction)| format!("{name}: {contradiction}")));
         if let Some(owner) = &self.owner
             && self.view.as_ref().is_some_and(|view| view.leader.is_none())
             && self.leads_without_key(owner, now)

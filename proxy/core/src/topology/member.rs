@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::event::{AdminMode, Answer, AskError, DialOutcome, Status};
+use crate::event::{AdminMode, Answer, AskError, DialOutcome, Status, Witness};
 use crate::time::Moment;
 use crate::view::{MemberRole, MemberView, Replication};
 
@@ -137,8 +137,67 @@ pub(super) fn why(outcome: DialOutcome) -> &'static str {
 pub(super) struct LastAnswer {
     /// When the question was sent.
     pub(super) asked_at: Moment,
+    /// Whose word it was.
+    pub(super) by: Witness,
     /// What came.
     pub(super) outcome: Result<Status, AskError>,
+}
+
+/// The questions to one member: one of each kind at a time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Asking {
+    rest: Schedule,
+    sql: Schedule,
+}
+
+impl Asking {
+    /// The questions of one kind.
+    pub(super) fn of(&self, witness: Witness) -> &Schedule {
+        match witness {
+            Witness::Rest => &self.rest,
+            Witness::Sql => &self.sql,
+        }
+    }
+
+    pub(super) fn of_mut(&mut self, witness: Witness) -> &mut Schedule {
+        match witness {
+            Witness::Rest => &mut self.rest,
+            Witness::Sql => &mut self.sql,
+        }
+    }
+
+    /// Whether an answer of any kind is still owed.
+    pub(super) fn is_out(&self, now: Moment) -> bool {
+        Witness::ALL.into_iter().any(|witness| self.of(witness).is_out(now))
+    }
+}
+
+/// What a witness said last, and when it was asked; a failure since does not undo it.
+type Word = (Moment, Status);
+
+/// The last word of each witness.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Words {
+    rest: Option<Word>,
+    sql: Option<Word>,
+}
+
+impl Words {
+    fn take(&mut self, by: Witness, word: Word) {
+        match by {
+            Witness::Rest => self.rest = Some(word),
+            Witness::Sql => self.sql = Some(word),
+        }
+    }
+
+    /// The word that counts: the server's own, unless it is much older than its Patroni's.
+    fn best(&self) -> Option<&Word> {
+        match (&self.sql, &self.rest) {
+            (Some(sql), Some(rest)) if sql.0 + FRESH < rest.0 => Some(rest),
+            (Some(sql), _) => Some(sql),
+            (None, rest) => rest.as_ref(),
+        }
+    }
 }
 
 /// How a member's `dcs_last_seen` (epoch seconds by its own clock) moves.
@@ -163,12 +222,12 @@ pub(super) struct Member {
     pub(super) admin: AdminMode,
     /// Reachability.
     pub(super) health: Health,
-    /// Questions to its Patroni.
-    pub(super) asking: Schedule,
+    /// Questions for its status.
+    pub(super) asking: Asking,
     /// Its last answer.
     pub(super) answer: Option<LastAnswer>,
-    /// The last status that it gave, and when the question was sent; a failure since does not undo it.
-    status: Option<(Moment, Status)>,
+    /// What it said last.
+    words: Words,
     /// Whether its Patroni sees the store.
     seen: Option<Seen>,
     /// When it last followed the leader: streaming, on the leader's timeline.
@@ -189,9 +248,9 @@ impl Member {
             kept_until: None,
             admin: AdminMode::Ready,
             health: Health::default(),
-            asking: Schedule::default(),
+            asking: Asking::default(),
             answer: None,
-            status: None,
+            words: Words::default(),
             seen: None,
             followed_at: None,
             told_at: Moment::ZERO,
@@ -207,7 +266,7 @@ impl Member {
 
     /// Takes in an answer.
     pub(super) fn take_answer(&mut self, answer: &Answer) {
-        self.asking.answered();
+        self.asking.of_mut(answer.by).answered();
         if let Ok(status) = &answer.outcome {
             if let Some(at) = status.dcs_last_seen {
                 let advanced_at = match self.seen {
@@ -217,9 +276,10 @@ impl Member {
                 };
                 self.seen = Some(Seen { at, advanced_at });
             }
-            self.status = Some((answer.asked_at, status.clone()));
+            self.words.take(answer.by, (answer.asked_at, status.clone()));
         }
-        self.answer = Some(LastAnswer { asked_at: answer.asked_at, outcome: answer.outcome.clone() });
+        let Answer { by, asked_at, .. } = *answer;
+        self.answer = Some(LastAnswer { asked_at, by, outcome: answer.outcome.clone() });
     }
 
     /// From now on only what its Patroni sees anew counts.
@@ -235,19 +295,44 @@ impl Member {
 
     /// Its last status, if it says that it takes writes and is fresh.
     pub(super) fn claims(&self, now: Moment) -> Option<&Status> {
-        let (asked_at, status) = self.status.as_ref()?;
+        let (asked_at, status) = self.words.best()?;
         (now.since(*asked_at) < FRESH && status.writable()).then_some(status)
+    }
+
+    /// Whether its Patroni says that it may lead without the store (failsafe mode).
+    pub(super) fn leads_without_store(&self) -> bool {
+        self.words.rest.as_ref().is_some_and(|(_, status)| status.failsafe_active)
+    }
+
+    /// What the server itself said of taking writes, if it was asked about the time of another question or later.
+    pub(super) fn server_says(&self, asked_at: Moment) -> Option<bool> {
+        let (sql_at, status) = self.words.sql.as_ref()?;
+        (*sql_at + FRESH > asked_at).then(|| status.writable())
+    }
+
+    /// The server and its Patroni contradict each other now, in a sentence.
+    pub(super) fn contradiction(&self, now: Moment) -> Option<String> {
+        let fresh = |word: &&Word| now.since(word.0) < FRESH;
+        let (rest, sql) = (self.words.rest.as_ref().filter(fresh)?, self.words.sql.as_ref().filter(fresh)?);
+        let word = |writable| if writable { "takes writes" } else { "takes no writes" };
+        (rest.1.writable() != sql.1.writable()).then(|| {
+            format!(
+                "Patroni says that it {}, the server itself that it {}",
+                word(rest.1.writable()),
+                word(sql.1.writable())
+            )
+        })
     }
 
     /// When its claim, if it makes one, is too old to count.
     pub(super) fn claim_ends(&self) -> Option<Moment> {
-        let (asked_at, status) = self.status.as_ref()?;
+        let (asked_at, status) = self.words.best()?;
         status.writable().then_some(*asked_at + FRESH)
     }
 
     /// The last status that it gave, however old.
     pub(super) fn last_status(&self) -> Option<&Status> {
-        self.status.as_ref().map(|(_, status)| status)
+        self.words.best().map(|(_, status)| status)
     }
 
     /// Whether it says that it follows somebody.
@@ -257,7 +342,7 @@ impl Member {
 
     /// What it last said itself of its streaming, and when it was asked, if that was after its key.
     pub(super) fn word_on_streaming(&self) -> Option<(Moment, Replication)> {
-        let (asked_at, status) = self.status.as_ref()?;
+        let (asked_at, status) = self.words.best()?;
         let counts = *asked_at >= self.told_at && status.replication != Replication::Unknown;
         counts.then_some((*asked_at, status.replication))
     }

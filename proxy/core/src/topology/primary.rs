@@ -6,9 +6,9 @@
 
 use std::time::Duration;
 
-use pointsman_config::StalePrimary;
+use pointsman_config::{StalePrimary, Target};
 
-use crate::event::{AdminMode, Answer, Loudness, Status, What};
+use crate::event::{AdminMode, Answer, Loudness, Status, What, Witness};
 use crate::route::{GrantRole, NoRoute, RevokeReason};
 use crate::time::{Moment, Now};
 use crate::view::{
@@ -25,6 +25,8 @@ const SCHEDULE_AHEAD: Duration = Duration::from_secs(1);
 /// Server-side closes of a leader within [`CLOSES_WITHIN`] that make us doubt it.
 const CLOSES: u32 = 5;
 const CLOSES_WITHIN: Duration = Duration::from_secs(1);
+/// For so long after an event that concerns the owner, the source looks more often.
+const UNEASY_FOR: Duration = Duration::from_secs(5);
 
 /// Where the owner stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,7 +140,8 @@ pub(super) struct Announced {
 impl Topology {
     /// The member that new write sessions go to, or why there is none.
     pub(super) fn primary(&self, now: Moment) -> Result<&Owner, NoRoute> {
-        let view = self.view.as_ref().ok_or(NoRoute::Discovering)?;
+        let known = self.view.as_ref().filter(|_| !self.remembered || self.owner.is_some());
+        let view = known.ok_or(NoRoute::Discovering)?;
         if view.settings.standby_cluster {
             return Err(NoRoute::StandbyCluster);
         }
@@ -332,6 +335,16 @@ impl Topology {
         self.touched |= self.announced != before;
     }
 
+    /// Whether the source should look more often than in peace: a primary is wanted and there is none, or something has
+    /// just happened to it.
+    pub fn is_uneasy(&self, now: Moment) -> bool {
+        let wanted = self.policy.listeners.iter().any(|listener| listener.target == Target::Primary);
+        let just_now = |owner: &Owner| now.since(owner.eager_since) < UNEASY_FOR;
+        let resting = |why: NoRoute| matches!(why, NoRoute::StandbyCluster | NoRoute::Maintenance { .. });
+        self.owner.as_ref().is_some_and(just_now)
+            || wanted && self.primary(now).err().is_some_and(|why| !resting(why))
+    }
+
     /// When an announcement needs looking at again.
     pub(super) fn announcement_timeout(&self, now: Now) -> Option<Moment> {
         let scheduled = || {
@@ -395,19 +408,26 @@ impl Topology {
         if answer.asked_at < self.owner.as_ref().map_or(Moment::NEVER, Owner::counts_from) {
             return; // it speaks of a time before the doubt
         }
-        if status.writable() {
-            self.owner_affirms(answer.asked_at, now);
-        } else {
-            self.owner_denies(status, now);
+        // Where the server itself speaks, its Patroni may raise doubts, but neither end them nor cut sessions.
+        let server_says = match answer.by {
+            Witness::Rest => self.members.get(&answer.member).and_then(|m| m.server_says(answer.asked_at)),
+            Witness::Sql => None,
+        };
+        match (status.writable(), server_says) {
+            (true, Some(false)) => {}
+            (true, _) => self.owner_affirms(answer, now),
+            (false, Some(true)) => self.doubt(now, "its Patroni contradicts its server", false),
+            (false, _) => self.owner_denies(status, now),
         }
     }
 
-    fn owner_affirms(&mut self, asked_at: Moment, now: Moment) {
+    fn owner_affirms(&mut self, answer: &Answer, now: Moment) {
+        let asked_at = answer.asked_at;
         let reached = self.owner.as_ref().is_some_and(|owner| self.is_reached(owner));
         let Some(owner) = &mut self.owner else { return };
         match &mut owner.standing {
             Standing::Pending { .. } if !reached => {}
-            Standing::Pending { .. } => self.confirm(now, Some(asked_at), "rest"),
+            Standing::Pending { .. } => self.confirm(now, Some(asked_at), answer.by.as_str()),
             Standing::Confirmed { last, .. } => *last = asked_at,
         }
         let member = self.owner.as_ref().map(|owner| owner.member.clone());
@@ -459,7 +479,7 @@ impl Topology {
         let owner_timeline = owner.and_then(|owner| self.best_timeline(&owner.member));
         let claims = |(name, member): (&MemberName, &Member)| {
             let status = member.claims(now)?;
-            let leads = member.sees_store(now, ttl) || status.failsafe_active;
+            let leads = member.sees_store(now, ttl) || member.leads_without_store();
             leads.then(|| (status.timeline, name.clone()))
         };
         let claims: Vec<_> = self.members.iter().filter_map(claims).collect();

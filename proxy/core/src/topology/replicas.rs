@@ -131,7 +131,7 @@ impl Topology {
             return Some(Unfit::State(member.view.state.clone()));
         }
         // Two members may call themselves primary; whoever does and does not lead is no replica.
-        if !member.is_replica() {
+        if !member.is_replica() && member.view.role != MemberRole::Writable {
             return Some(Unfit::Role(member.view.role));
         }
         if member.view.tags.noloadbalance {

@@ -61,7 +61,7 @@ impl Player {
             listener("replicas", Target::Replicas),
             listener("sync", Target::Sync),
         ];
-        let policy = Policy { listeners, stale_primary: StalePrimary::Hold };
+        let policy = Policy { listeners, stale_primary: StalePrimary::Hold, sql: false };
         let mut player = Self {
             now: Moment::ZERO,
             keys: Keyspace::new(),
@@ -217,9 +217,9 @@ impl Player {
                     let member = revocation.member.as_str().to_owned();
                     self.played.revoked.push((self.time(), member, revocation.reason));
                 }
-                Effect::Ask { member, .. } => {
+                Effect::Ask { member, question, .. } => {
                     let outcome = self.answer(&member);
-                    let answer = Answer { member, asked_at: self.now, outcome };
+                    let answer = Answer { member, by: question.witness(), asked_at: self.now, outcome };
                     self.in_flight.push((later, Event::Answer(answer)));
                 }
                 Effect::Probe { member, .. } => {

@@ -110,6 +110,7 @@ impl Checker {
             | Event::Dial { .. }
             | Event::ServerClosed { .. }
             | Event::Probe { .. }
+            | Event::Remembered(_)
             | Event::Tick => {}
         }
         for old in std::mem::take(&mut self.dooming) {

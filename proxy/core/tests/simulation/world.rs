@@ -111,7 +111,7 @@ fn policy(dice: &mut Dice, settled: bool) -> Policy {
     if !dice.one_in(4) {
         listeners.push(listener("shifting", shifting, fallback, on_promote));
     }
-    Policy { listeners, stale_primary }
+    Policy { listeners, stale_primary, sql: false }
 }
 
 impl World {
@@ -493,12 +493,12 @@ impl World {
 
     fn carry_out(&mut self, effect: Effect) {
         match effect {
-            Effect::Ask { member, deadline, .. } => {
+            Effect::Ask { member, question, deadline } => {
                 let outcome = self.answer(&member);
                 let limit = u64::try_from(deadline.as_millis()).unwrap();
                 let slow = !self.quiet && self.dice.one_in(10);
                 let late = if slow { self.dice.below(limit) } else { 1 + self.dice.below(8) };
-                let answer = Answer { member, asked_at: self.now.mono, outcome };
+                let answer = Answer { member, by: question.witness(), asked_at: self.now.mono, outcome };
                 self.in_flight.push((self.now.mono + Duration::from_millis(late), InFlight::Answer(answer)));
             }
             Effect::Probe { member, .. } => {

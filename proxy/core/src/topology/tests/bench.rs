@@ -7,7 +7,7 @@ use pointsman_config::{ClusterName, Fallback, ListenerName, OnPromote, StalePrim
 
 use crate::event::{
     AdminMode, Answer, AskError, DialOutcome, Effect, Event, ListenerPolicy, Policy, Status, StoreCondition,
-    What,
+    What, Witness,
 };
 use crate::route::{Candidate, NoRoute, RevokeReason, Term};
 use crate::time::{Moment, Now, UnixMillis};
@@ -100,6 +100,7 @@ impl Bench {
                 listener("any", Target::Any),
             ],
             stale_primary: StalePrimary::Hold,
+            sql: false,
         };
         let mut bench = Self {
             now: Now { mono: Moment::from_millis(1_000_000), wall: UnixMillis(START + 1_000_000) },
@@ -217,7 +218,7 @@ impl Bench {
     /// The member answers a question that was sent so many milliseconds ago.
     pub(super) fn answers(&mut self, member: &str, asked_ago: u64, word: Word) -> &mut Self {
         let asked_at = self.now.mono.earlier_by(Duration::from_millis(asked_ago));
-        self.tell(Event::Answer(Answer { member: name(member), asked_at, outcome: word }))
+        self.tell(Event::Answer(Answer { member: name(member), by: Witness::Rest, asked_at, outcome: word }))
     }
 
     pub(super) fn server(&mut self, member: &str, up: bool) -> &mut Self {
@@ -287,10 +288,11 @@ impl Bench {
         for effect in self.topology.handle(self.now, event) {
             let later = self.now.mono + Duration::from_millis(1);
             match effect {
-                Effect::Ask { member, .. } => {
+                Effect::Ask { member, question, .. } => {
                     self.asked.push((self.now.mono, member.clone()));
                     if let Some(outcome) = self.words.get(&member).cloned() {
-                        let answer = Answer { member, asked_at: self.now.mono, outcome };
+                        let answer =
+                            Answer { member, by: question.witness(), asked_at: self.now.mono, outcome };
                         self.in_flight.push((later, Event::Answer(answer)));
                     }
                 }
