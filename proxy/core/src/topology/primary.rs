@@ -474,6 +474,9 @@ impl Topology {
         if !self.store.lost() {
             return;
         }
+        if self.owner.is_none() && self.members.values().any(|member| self.is_unheard(member)) {
+            return; // whoever answers first need not be the right one
+        }
         let ttl = self.ttl();
         let owner = self.owner.as_ref();
         let owner_timeline = owner.and_then(|owner| self.best_timeline(&owner.member));
@@ -505,6 +508,11 @@ impl Topology {
                 }
             }
         }
+    }
+
+    /// It can be asked, and no question to it has come back yet, with an answer or without.
+    fn is_unheard(&self, member: &Member) -> bool {
+        member.answer.is_none() && (member.view.api.is_some() || self.policy.sql)
     }
 
     /// The highest timeline that the member was ever seen on.
