@@ -255,12 +255,11 @@ impl Topology {
         self.touched = true;
         self.remembered = true;
         for (name, view) in view.members {
-            match self.members.get_mut(&name) {
-                Some(known) => known.view = view, // a later memory is a better one
-                None => {
-                    let member = self.members.entry(name).or_insert(Member::new(view));
-                    member.gone_since = Some(now);
-                }
+            if let Some(known) = self.members.get_mut(&name) {
+                known.view = view; // a later memory is a better one
+            } else {
+                let member = self.members.entry(name).or_insert(Member::new(view));
+                member.gone_since = Some(now);
             }
         }
         let ClusterView { settings, history, .. } = view;
