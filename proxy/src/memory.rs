@@ -2,7 +2,7 @@
 //! where to route.
 //!
 //! One task for each cluster ([`Memory::run`], owned by [`crate::cluster::Cluster`]): it reads the file once, then looks every
-//! ten seconds whether the members have changed, and writes them anew if so. A disk that hangs holds up this task alone.
+//! five seconds whether the members have changed, and writes them anew if so. A disk that hangs holds up this task alone.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -29,7 +29,7 @@ use tracing::{info, warn};
 use crate::state::ClusterHandle;
 
 /// How often the members are compared with what is on disk.
-const EVERY: Duration = Duration::from_secs(10);
+const EVERY: Duration = Duration::from_secs(5);
 /// A cluster of a thousand members needs some 200 KiB.
 const MAX_FILE: u64 = 1 << 20;
 /// Of the file's form. Another one is not read.
