@@ -320,10 +320,16 @@ impl Cluster {
 
     /// Changes Patroni's dynamic configuration, as `patronictl edit-config` does.
     pub async fn configure(&self, patch: &Value) -> Result<()> {
-        let leader = self.leader().await?;
-        let answer = http::send(self.member(&leader)?.rest(), Method::PATCH, "/config", patch).await?;
-        ensure!(answer.status == 200, "config {patch}: {} {}", answer.status, answer.body);
-        Ok(())
+        // Any Patroni takes it, and there may be no leader.
+        let mut refused = String::new();
+        for member in &self.members {
+            match http::send(member.rest(), Method::PATCH, "/config", patch).await {
+                Ok(answer) if answer.status == 200 => return Ok(()),
+                Ok(answer) => refused = format!("{} {}", answer.status, answer.body),
+                Err(error) => refused = format!("{error:#}"),
+            }
+        }
+        bail!("config {patch}: {refused}")
     }
 
     /// Patroni leaves the cluster alone from now on; waits until every member knows.

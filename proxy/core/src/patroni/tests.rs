@@ -223,8 +223,24 @@ fn sync_status_config_initialize() {
     assert_eq!(config("{}"), ClusterSettings::default());
     assert!(config(r#"{"synchronous_mode":"quorum"}"#).synchronous);
     assert!(!config(r#"{"synchronous_mode":"off","standby_cluster":{}}"#).synchronous);
-    assert!(config(r#"{"standby_cluster":{"host":"a"}}"#).standby_cluster);
+    assert!(config(r#"{"synchronous_mode":"Quorum"}"#).synchronous);
+    for on in ["true", "1", r#""on""#, r#""Yes""#] {
+        assert!(config(&format!(r#"{{"pause":{on}}}"#)).paused, "{on}");
+    }
+    // What Patroni takes for off must not look like a pause here.
+    for off in ["false", "0", "2", "null", "[1]", r#""no""#, r#""perhaps""#, r#""""#] {
+        assert!(!config(&format!(r#"{{"pause":{off}}}"#)).paused, "{off}");
+    }
     assert!(config(r#"{"failsafe_mode":true}"#).failsafe);
+    let standby = |section: &str| config(&format!(r#"{{"standby_cluster":{section}}}"#)).standby_cluster;
+    for follows in [r#"{"host":"a"}"#, r#"{"port":5432}"#, r#"{"restore_command":"cp %f %p","host":null}"#] {
+        assert!(standby(follows), "{follows}");
+    }
+    // Patroni promotes with these: writes must not be refused.
+    for none in ["null", "{}", r#"{"host":""}"#, r#"{"create_replica_methods":["basebackup"]}"#, "true", "[]"]
+    {
+        assert!(!standby(none), "{none}");
+    }
     assert!(values::config(br#"{"ttl":0}"#).is_err() && values::config(br#"{"ttl":-5}"#).is_err());
     assert_eq!(values::initialize(b""), Ok(None));
     assert!(values::initialize(b"what").is_err());
