@@ -8,8 +8,11 @@ use anyhow::{Context as _, Result, ensure};
 use hyper::Method;
 use pointsman_tests::clients::Served;
 use pointsman_tests::pointsman::configuration;
+use pointsman_tests::process::{RunAs, Server};
 use pointsman_tests::sql::Client;
-use pointsman_tests::{Clients, Cluster, ClusterOptions, MemberOptions, Pointsman, http, say, sql, wait};
+use pointsman_tests::{
+    Balancer, Clients, Cluster, ClusterOptions, MemberOptions, Pointsman, http, say, sql, tools, wait,
+};
 use serde_json::{Value, json};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -137,6 +140,7 @@ async fn the_states_of_a_cluster() -> Result<()> {
     quorum_mode(&place).await.context("quorum mode")?;
     asynchronous_mode(&place).await.context("asynchronous mode")?;
     tags_change(&place).await.context("tags")?;
+    poolers_beside_the_members(&place).await.context("poolers")?;
     paused_without_a_leader_key(&place).await.context("paused, without a leader key")?;
     paused_without_a_primary(&place).await.context("paused, PostgreSQL stopped")
 }
@@ -296,6 +300,96 @@ async fn a_switchover_that_patroni_refuses(place: &Place, candidate: &str) -> Re
     let answer = http::send_slow(rest, Method::POST, "/switchover", &body).await?;
     ensure!(answer.status != 200, "Patroni has done it: {}", answer.body);
     say(&format!("a switchover to a member that is tagged nofailover: {} {}", answer.status, answer.body))
+}
+
+// ---- Poolers ---------------------------------------------------------------------------------------------------------
+
+const POOLER_PORT: u16 = 6432;
+
+/// pgbouncer beside each member, which Patroni tells of by `proxy_url`: used by who asks for it, and by nobody else.
+async fn poolers_beside_the_members(place: &Place) -> Result<()> {
+    let mut poolers = Vec::new();
+    for member in place.cluster.members() {
+        let pooler = SocketAddr::new(member.postgres().ip(), POOLER_PORT);
+        poolers.push(start_pooler(place, member.name(), member.postgres(), pooler)?);
+        let patch = json!({ "postgresql": { "proxy_address": pooler.to_string() } });
+        member.reconfigure(&patch)?;
+    }
+    let site = &place.cluster.site;
+    let mut balancer = Balancer::new(site).await?;
+    let text = balancer.configuration(&place.cluster);
+    balancer.write(&text.replace("[clusters.main]", "[clusters.main]\nconnect_to = \"proxy_url\""))?;
+    balancer.start(site)?;
+    balancer.wait_ready().await?;
+    let leader = place.cluster.leader().await?;
+    let shown = async |member: &str| -> Result<Value> {
+        let status = balancer.status("/clusters/0/status/members").await?;
+        let members = status.as_array().context("no members")?.iter();
+        let mut of = members.filter(|shown| shown.get("name").is_some_and(|name| name == member));
+        of.next().and_then(|shown| shown.pointer("/addresses/0")).cloned().context("no address")
+    };
+    wait::until("all members to be reached through their poolers", CHANGE, async || {
+        for member in place.cluster.members() {
+            let address = shown(member.name()).await?;
+            ensure!(address == json!(format!("{}:{POOLER_PORT}", member.postgres().ip())), "{address}");
+        }
+        Ok(())
+    })
+    .await?;
+    let session =
+        wait::until("a session", SOON, async || Client::connect(balancer.primary(), SOON).await).await?;
+    let reached = session.reached().await?;
+    ensure!(!reached.in_recovery, "{reached:?}");
+    let name = "select count(*) from pg_stat_activity where application_name like '%pointsman-tests - %'";
+    let pooled = sql::psql(&site.tools, &place.cluster.member(&leader)?.conninfo(), name).await?;
+    ensure!(pooled == "1", "{pooled} sessions of the leader came through its pooler");
+
+    // A change of leader, through poolers.
+    let (writes, direct) =
+        (Clients::start(balancer.primary(), EVERY), Clients::start(place.pointsman.primary(), EVERY));
+    writes.wait_served(5, SOON).await?;
+    let candidate = place.cluster.a_replica().await?;
+    place.cluster.switchover(&candidate).await?;
+    for (what, clients) in [("through poolers", writes), ("directly", direct)] {
+        clients.wait_served(10, CHANGE).await?;
+        let served = clients.finish().await;
+        say(&format!(
+            "switchover, {what}: {} writes, the slowest took {:?}",
+            served.0.len(),
+            served.slowest()
+        ))?;
+        served.check_role(false).with_context(|| what.to_owned())?;
+        served.check_lost_at_one_stroke().with_context(|| what.to_owned())?;
+    }
+    ensure!(session.session.is_closed(), "the session on the old primary lives on");
+    for member in place.cluster.members() {
+        member.reconfigure(&json!({ "postgresql": { "proxy_address": null } }))?;
+    }
+    wait::until("the members to be reached directly again", CHANGE, async || {
+        let address = shown(&leader).await?;
+        ensure!(address == json!(place.postgres(&leader)?.to_string()), "{address}");
+        Ok(())
+    })
+    .await?;
+    place.cluster.wait_ready().await
+}
+
+fn start_pooler(place: &Place, name: &str, server: SocketAddr, at: SocketAddr) -> Result<Server> {
+    let site = &place.cluster.site;
+    let directory = site.subdirectory(&format!("pooler-{name}"))?;
+    let settings = format!(
+        "[databases]\n{} = user={} host={} port={}\n\
+         [pgbouncer]\nlisten_addr = {}\nlisten_port = {}\nauth_type = any\nunix_socket_dir =\n\
+         application_name_add_host = 1\nserver_login_retry = 1\n",
+        sql::DATABASE,
+        sql::USER,
+        server.ip(),
+        server.port(),
+        at.ip(),
+        at.port()
+    );
+    std::fs::write(directory.join("pgbouncer.ini"), settings)?;
+    Server::start(site, RunAs::Servers, &directory, &tools::pgbouncer()?, ["pgbouncer.ini"])
 }
 
 // ---- Pause -----------------------------------------------------------------------------------------------------------

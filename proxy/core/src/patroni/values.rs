@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use pointsman_config::ConnectTo;
 use serde_json::{Map, Value};
 
 use super::{MAX_VALUE, iso8601, url};
@@ -29,10 +30,20 @@ pub(super) fn leader(value: &[u8], revision: Revision) -> Parsed<LeaderKey> {
 }
 
 /// `members/NAME`.
-pub(super) fn member(name: &MemberName, value: &[u8], revision: Revision) -> Parsed<MemberView> {
+pub(super) fn member(
+    name: &MemberName,
+    value: &[u8],
+    revision: Revision,
+    connect_to: ConnectTo,
+) -> Parsed<MemberView> {
     let fields = Fields(object(value)?);
     let conn_url = fields.text("conn_url")?.ok_or("it has no conn_url")?;
-    let addresses = url::conn_url(conn_url).map_err(|why| format!("its conn_url is of no use: {why}"))?;
+    let proxy_url = match connect_to {
+        ConnectTo::ConnUrl => None, // nonsense in it is nobody's concern
+        ConnectTo::ProxyUrl => fields.text("proxy_url")?,
+    };
+    let (key, url) = proxy_url.map_or(("conn_url", conn_url), |url| ("proxy_url", url));
+    let addresses = url::conn_url(url).map_err(|why| format!("its {key} is of no use: {why}"))?;
     let api = fields.text("api_url")?.map(url::api_url).transpose();
     let role = MemberRole::from_patroni(fields.text("role")?.unwrap_or("unknown"));
     let position = fields.lsn("xlog_location")?;
