@@ -86,14 +86,10 @@ async fn members_on_ipv6_and_lists_of_hosts() -> Result<()> {
         at: Some((ports.at(first), ports.at(first + 1))),
         ..MemberOptions::default()
     };
-    // Nobody listens on the first host of the second member.
-    let dead = "127.0.0.2";
-    let second =
-        json!({ "postgresql": { "connect_address": format!("{dead},[::1]:{}", ports.at(2).port()) } });
     let options = ClusterOptions {
         members: 2,
         loop_wait: Duration::from_secs(1),
-        member_options: vec![at(0), MemberOptions { patroni: Some(second), ..at(2) }],
+        member_options: vec![at(0), at(2)],
         ..ClusterOptions::default()
     };
     let cluster = Cluster::start(&options).await?;
@@ -104,13 +100,12 @@ async fn members_on_ipv6_and_lists_of_hosts() -> Result<()> {
         .replace(&format!("\"{address}:5001\""), &format!("\"{}\"", ports.at(5)));
     let pointsman = Pointsman::start_with(&cluster.site, 0, &text).await?;
     let (write, read) = (ports.at(4), ports.at(5));
-    let urls = [key_of(&cluster, "pg1", "conn_url").await?, key_of(&cluster, "pg2", "conn_url").await?];
-    say(&format!("members at {urls:?}, Patroni at {}", key_of(&cluster, "pg1", "api_url").await?))?;
-    // Patroni puts its brackets around the whole list.
-    let written = ["[::1]:".to_owned(), format!("[{dead},::1]:")];
-    let as_written =
-        urls.iter().zip(&written).all(|(url, part)| url.as_str().is_some_and(|url| url.contains(part)));
-    ensure!(as_written, "{urls:?}");
+    let (url, api) = (key_of(&cluster, "pg1", "conn_url").await?, key_of(&cluster, "pg1", "api_url").await?);
+    say(&format!("a member at {url}, its Patroni at {api}"))?;
+    ensure!(
+        [&url, &api].iter().all(|url| url.as_str().is_some_and(|url| url.contains("[::1]:"))),
+        "{url} {api}"
+    );
 
     sql::wait_led_to(read, ports.at(2), CHANGE).await?;
     sql::wait_led_to(write, ports.at(0), SOON).await?;
@@ -132,5 +127,34 @@ async fn members_on_ipv6_and_lists_of_hosts() -> Result<()> {
         Ok(())
     })
     .await?;
-    switch(&cluster, write, read, "pg1").await
+    switch(&cluster, write, read, "pg1").await?;
+    sql::wait_led_to(read, ports.at(2), CHANGE).await?;
+    a_list_of_hosts(&cluster, &pointsman, &ports, read).await
+}
+
+/// The replica is said to be at two hosts. Nobody listens at the first one.
+async fn a_list_of_hosts(
+    cluster: &Cluster,
+    pointsman: &Pointsman,
+    ports: &Ports6,
+    read: SocketAddr,
+) -> Result<()> {
+    let listed = format!("127.0.0.2,[::1]:{}", ports.at(2).port());
+    cluster.member("pg2")?.reconfigure(&json!({ "postgresql": { "connect_address": listed } }))?;
+    let addresses = wait::until("two addresses of the replica", SOON, async || {
+        let status = pointsman.status().await?;
+        let addresses = status.pointer("/clusters/0/status/members/1/addresses").cloned().unwrap_or_default();
+        ensure!(addresses.as_array().is_some_and(|all| all.len() == 2), "{addresses}");
+        Ok(addresses)
+    })
+    .await?;
+    // Patroni puts its brackets around the whole list.
+    let url = key_of(cluster, "pg2", "conn_url").await?;
+    say(&format!("{listed} is written as {url} and read as {addresses}"))?;
+    let reads = Clients::start(read, EVERY);
+    reads.wait_served(20, SOON).await?;
+    let reads = reads.finish().await;
+    reads.check_none_failed(None)?;
+    ensure!(reads.by_server().keys().all(|server| *server == ports.at(2)), "{:?}", reads.by_server());
+    Ok(())
 }
