@@ -334,6 +334,8 @@ async fn a_switchover_beside_a_sick_store(place: &Place) -> Result<()> {
     // What was known of it is still true.
     refused_at_once(place).await?;
     sql::who(place.second_replicas(), SLOW).await?;
+    let ready = http::get(place.pointsman.admin(), "/ready").await?;
+    ensure!(ready.status == 200, "/ready: {} {}", ready.status, ready.body);
     place.first.wait_ready().await?;
     let candidate = place.first.a_replica().await?;
     let ports = [("pointsman", place.pointsman.primary())];
