@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
@@ -17,7 +18,7 @@ use crate::member::{Member, MemberOptions};
 use crate::site::Site;
 use crate::wait;
 
-/// Patroni's scope: the cluster's name.
+/// Patroni's scope: the cluster's name, unless its options say another.
 pub const SCOPE: &str = "main";
 /// Patroni's namespace: where the scope is kept in etcd.
 pub const NAMESPACE: &str = "/service/";
@@ -31,6 +32,10 @@ static TURN: Semaphore = Semaphore::const_new(1);
 /// How a cluster is made. The defaults suit tests: Patroni as quick as it can be, no fsync.
 #[derive(Debug, Clone)]
 pub struct ClusterOptions {
+    /// Patroni's scope: the cluster's name.
+    pub scope: String,
+    /// Which part of the site's addresses it lives on: 0, 1, … for clusters beside each other.
+    pub place: u8,
     /// Number of members; their names are `pg1`, `pg2`, …
     pub members: u8,
     /// Number of etcd nodes: 1 to 3.
@@ -60,6 +65,8 @@ pub struct ClusterOptions {
 impl Default for ClusterOptions {
     fn default() -> Self {
         Self {
+            scope: SCOPE.to_owned(),
+            place: 0,
             members: 3,
             etcd_nodes: 1,
             ttl: Duration::from_secs(20),
@@ -119,29 +126,43 @@ pub(crate) fn merge(target: &mut Value, patch: &Value) {
 pub struct Cluster {
     /// etcd.
     pub etcd: Etcd,
+    scope: String,
     members: Vec<Member>,
     /// Directory and addresses. After the servers: it ends what they leave.
-    pub site: Site,
-    _turn: SemaphorePermit<'static>,
+    pub site: Arc<Site>,
+    /// `None`: it lives on the turn of the cluster that it was started beside.
+    _turn: Option<SemaphorePermit<'static>>,
 }
 
 impl Cluster {
     /// Starts a cluster on addresses of its own and waits until all of it is ready.
     pub async fn start(options: &ClusterOptions) -> Result<Self> {
         let turn = TURN.acquire().await?;
-        Self::build(Site::new(Addresses::reserve()?)?, turn, options).await
+        Self::build(Arc::new(Site::new(Addresses::reserve()?)?), Some(turn), options).await
     }
 
     /// Starts a cluster in `site` and waits until all of it is ready.
     pub async fn start_in(site: Site, options: &ClusterOptions) -> Result<Self> {
         let turn = TURN.acquire().await?;
-        Self::build(site, turn, options).await
+        Self::build(Arc::new(site), Some(turn), options).await
     }
 
-    async fn build(site: Site, turn: SemaphorePermit<'static>, options: &ClusterOptions) -> Result<Self> {
+    /// Starts a second cluster in the same site, with an etcd of its own, and waits until all of it is ready. The options
+    /// must name another scope and another place than those of the first, which must outlive this one.
+    pub async fn start_beside(&self, options: &ClusterOptions) -> Result<Self> {
+        ensure!(options.scope != self.scope, "two clusters of one scope");
+        Self::build(Arc::clone(&self.site), None, options).await
+    }
+
+    async fn build(
+        site: Arc<Site>,
+        turn: Option<SemaphorePermit<'static>>,
+        options: &ClusterOptions,
+    ) -> Result<Self> {
         (options.progress)("starting etcd");
-        let etcd = Etcd::start(&site, options.etcd_nodes).await?;
-        let mut cluster = Self { etcd, members: Vec::new(), site, _turn: turn };
+        let etcd = Etcd::start(&site, options.place, options.etcd_nodes).await?;
+        let scope = options.scope.clone();
+        let mut cluster = Self { etcd, scope, members: Vec::new(), site, _turn: turn };
         cluster.write_patronictl_configuration()?;
         (options.progress)("making the first member, pg1");
         cluster.add_member(0, options)?;
@@ -163,12 +184,12 @@ impl Cluster {
 
     /// The first member alone: the others can copy it as soon as it is primary.
     async fn wait_bootstrapped(&mut self) -> Result<()> {
-        let etcd = &self.etcd;
+        let (etcd, scope) = (&self.etcd, &self.scope);
         let member = self.members.first_mut().context("a cluster has a member")?;
         let ready = wait::until("the first member to become primary", BOOTSTRAP_DEADLINE, async || {
             member.check_running()?;
-            leader_key(etcd).await?;
-            member.status().await?.check_primary()
+            leader_key(etcd, scope).await?;
+            member.status().await?.check_leader()
         });
         ready.await.with_context(|| member.server().tail())
     }
@@ -178,7 +199,7 @@ impl Cluster {
         let ready = wait::until("every member to run and stream", READY_DEADLINE, async || {
             let leader = self.leader().await?;
             let status = self.member(&leader)?.status().await?;
-            status.check_primary()?;
+            status.check_leader()?;
             for member in self.members.iter().filter(|member| member.name() != leader) {
                 member.status().await?.check_replica_of(&status)?;
             }
@@ -189,7 +210,7 @@ impl Cluster {
 
     /// Who holds the leader key; an error when nobody does.
     pub async fn leader(&self) -> Result<String> {
-        leader_key(&self.etcd).await
+        leader_key(&self.etcd, &self.scope).await
     }
 
     /// Waits until `name` holds the leader key and is writable.
@@ -299,10 +320,16 @@ impl Cluster {
 
     /// Changes Patroni's dynamic configuration, as `patronictl edit-config` does.
     pub async fn configure(&self, patch: &Value) -> Result<()> {
-        let leader = self.leader().await?;
-        let answer = http::send(self.member(&leader)?.rest(), Method::PATCH, "/config", patch).await?;
-        ensure!(answer.status == 200, "config {patch}: {} {}", answer.status, answer.body);
-        Ok(())
+        // Any Patroni takes it, and there may be no leader.
+        let mut refused = String::new();
+        for member in &self.members {
+            match http::send(member.rest(), Method::PATCH, "/config", patch).await {
+                Ok(answer) if answer.status == 200 => return Ok(()),
+                Ok(answer) => refused = format!("{} {}", answer.status, answer.body),
+                Err(error) => refused = format!("{error:#}"),
+            }
+        }
+        bail!("config {patch}: {refused}")
     }
 
     /// Patroni leaves the cluster alone from now on; waits until every member knows.
@@ -328,7 +355,21 @@ impl Cluster {
 
     /// Writes `value` to the key `name` of this cluster (`leader`, `members/pg1`, …).
     pub async fn put_key(&self, name: &str, value: &str) -> Result<()> {
-        self.etcd.put(&format!("{NAMESPACE}{SCOPE}/{name}"), value).await
+        self.etcd.put(&self.key(name), value).await
+    }
+
+    /// The value of the key `name` of this cluster; `None` when there is none.
+    pub async fn get_key(&self, name: &str) -> Result<Option<String>> {
+        self.etcd.get(&self.key(name)).await
+    }
+
+    /// Deletes the key `name` of this cluster.
+    pub async fn delete_key(&self, name: &str) -> Result<()> {
+        self.etcd.delete(&self.key(name)).await
+    }
+
+    fn key(&self, name: &str) -> String {
+        format!("{NAMESPACE}{}/{name}", self.scope)
     }
 
     /// The address of PostgreSQL of the present leader.
@@ -338,12 +379,18 @@ impl Cluster {
 
     /// What `patronictl -c` wants.
     pub fn patronictl_configuration(&self) -> PathBuf {
-        self.site.directory().join("patronictl.yml")
+        let name = if self.scope == SCOPE {
+            "patronictl.yml".to_owned()
+        } else {
+            format!("patronictl-{}.yml", self.scope)
+        };
+        self.site.directory().join(name)
     }
 
     fn write_patronictl_configuration(&self) -> Result<()> {
         let hosts: Vec<String> = self.etcd.addresses().iter().map(SocketAddr::to_string).collect();
-        let text = json!({ "scope": SCOPE, "namespace": NAMESPACE, "etcd3": { "hosts": hosts } }).to_string();
+        let text =
+            json!({ "scope": self.scope, "namespace": NAMESPACE, "etcd3": { "hosts": hosts } }).to_string();
         Ok(std::fs::write(self.patronictl_configuration(), text)?)
     }
 
@@ -364,7 +411,7 @@ impl Cluster {
     }
 }
 
-async fn leader_key(etcd: &Etcd) -> Result<String> {
-    let key = etcd.get(&format!("{NAMESPACE}{SCOPE}/leader")).await?;
+async fn leader_key(etcd: &Etcd, scope: &str) -> Result<String> {
+    let key = etcd.get(&format!("{NAMESPACE}{scope}/leader")).await?;
     key.ok_or_else(|| anyhow!("nobody holds the leader key"))
 }

@@ -33,11 +33,11 @@ struct Node {
 }
 
 impl Etcd {
-    /// Starts `count` nodes and waits until each answers a linearizable read.
-    pub async fn start(site: &Site, count: u8) -> Result<Self> {
+    /// Starts `count` nodes at `place` of the site's addresses and waits until each answers a linearizable read.
+    pub async fn start(site: &Site, place: u8, count: u8) -> Result<Self> {
         ensure!((1..=3).contains(&count), "etcd has one to three nodes here");
-        let addresses: Vec<_> =
-            (0..count).map(|index| (node_name(index), site.addresses.etcd(index))).collect();
+        let at = |index| (node_name(place, index), site.addresses.etcd(place, index));
+        let addresses: Vec<_> = (0..count).map(at).collect();
         let initial: Vec<_> =
             addresses.iter().map(|(name, address)| format!("{name}=http://{address}:{PEER_PORT}")).collect();
         let mut etcd = Self { nodes: Vec::new(), initial_cluster: initial.join(",") };
@@ -156,8 +156,11 @@ impl Etcd {
     }
 }
 
-fn node_name(index: u8) -> String {
-    format!("etcd{}", index + 1)
+fn node_name(place: u8, index: u8) -> String {
+    match place {
+        0 => format!("etcd{}", index + 1),
+        _ => format!("etcd{}-{}", index + 1, place + 1),
+    }
 }
 
 async fn range(address: SocketAddr, key: &str) -> Result<Option<String>> {

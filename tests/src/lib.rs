@@ -28,7 +28,7 @@ pub mod stopwatch;
 pub mod tools;
 pub mod wait;
 
-pub use addresses::Addresses;
+pub use addresses::{Addresses, Ports6};
 pub use balancer::Balancer;
 pub use clients::Clients;
 pub use cluster::{Cluster, ClusterOptions};

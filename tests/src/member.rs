@@ -1,13 +1,13 @@
 //! One member: Patroni with its PostgreSQL.
 
-use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
 
-use crate::cluster::{ClusterOptions, NAMESPACE, SCOPE, merge};
+use crate::cluster::{ClusterOptions, NAMESPACE, merge};
 use crate::process::{RunAs, Server};
 use crate::site::Site;
 use crate::{http, sql};
@@ -24,13 +24,19 @@ pub struct MemberOptions {
     pub tags: Option<Value>,
     /// Laid over this member's configuration file of Patroni, after the cluster's own patch (RFC 7396).
     pub patroni: Option<Value>,
+    /// Where PostgreSQL and Patroni's REST API listen, instead of the usual ports of an address of its own.
+    pub at: Option<(SocketAddr, SocketAddr)>,
+    /// Another Patroni than the newest.
+    pub program: Option<PathBuf>,
 }
 
 /// A started member. Its directory holds `patroni.yml`, `data/` and `log`.
 #[derive(Debug)]
 pub struct Member {
     name: String,
-    address: Ipv4Addr,
+    postgres: SocketAddr,
+    rest: SocketAddr,
+    program: PathBuf,
     server: Server,
 }
 
@@ -43,18 +49,24 @@ impl Member {
         cluster: &ClusterOptions,
         options: &MemberOptions,
     ) -> Result<Self> {
-        let name = member_name(index);
-        let address = site.addresses.member(index);
-        let directory = site.subdirectory(&name)?;
-        let mut settings = configuration(site, &name, address, endpoints, cluster, options);
+        let name = format!("pg{}", index + 1);
+        let address = site.addresses.member(cluster.place, index);
+        let usual = (SocketAddr::from((address, POSTGRES_PORT)), SocketAddr::from((address, REST_PORT)));
+        let (postgres, rest) = options.at.unwrap_or(usual);
+        let directory = match cluster.place {
+            0 => site.subdirectory(&name)?,
+            _ => site.subdirectory(&format!("{}-{name}", cluster.scope))?,
+        };
+        let mut settings = configuration(site, &name, (postgres, rest), endpoints, cluster, options);
         merge(&mut settings, &cluster.patroni);
         if let Some(patch) = &options.patroni {
             merge(&mut settings, patch);
         }
         // JSON is YAML.
         std::fs::write(directory.join("patroni.yml"), serde_json::to_string_pretty(&settings)?)?;
-        let server = start_server(site, &directory)?;
-        Ok(Self { name, address, server })
+        let program = options.program.clone().unwrap_or_else(|| site.tools.patroni.clone());
+        let server = start_server(site, &program, &directory)?;
+        Ok(Self { name, postgres, rest, program, server })
     }
 
     /// `pg1`, `pg2`, …
@@ -64,12 +76,12 @@ impl Member {
 
     /// Where PostgreSQL listens.
     pub fn postgres(&self) -> SocketAddr {
-        SocketAddr::from((self.address, POSTGRES_PORT))
+        self.postgres
     }
 
     /// Where Patroni's REST API listens.
     pub fn rest(&self) -> SocketAddr {
-        SocketAddr::from((self.address, REST_PORT))
+        self.rest
     }
 
     /// A libpq connection string that goes directly to this server.
@@ -128,10 +140,19 @@ impl Member {
         Ok(())
     }
 
+    /// Merges `patch` into its configuration file (RFC 7396) and has Patroni read it again (SIGHUP).
+    pub fn reconfigure(&self, patch: &Value) -> Result<()> {
+        let file = self.server.directory().join("patroni.yml");
+        let mut settings = serde_json::from_str(&std::fs::read_to_string(&file)?)?;
+        merge(&mut settings, patch);
+        std::fs::write(&file, serde_json::to_string_pretty(&settings)?)?;
+        self.signal_patroni(Signal::HUP)
+    }
+
     /// Starts a killed member again, on its old data.
     pub async fn restart(&mut self, site: &Site) -> Result<()> {
         self.server.kill().await?;
-        self.server = start_server(site, self.server.directory())?;
+        self.server = start_server(site, &self.program, self.server.directory())?;
         Ok(())
     }
 }
@@ -165,6 +186,14 @@ impl Status {
         Ok(())
     }
 
+    /// An error, unless it is a running primary, or the running leader of a standby cluster.
+    pub fn check_leader(&self) -> Result<()> {
+        if self.text("role") == "standby_leader" && self.text("state") == "running" {
+            return Ok(());
+        }
+        self.check_primary()
+    }
+
     /// An error, unless it is a running replica that streams from `primary` and has replayed what that had written.
     pub fn check_replica_of(&self, primary: &Self) -> Result<()> {
         // Absent also while the server waits for its replication slot; Patroni 3.0 never says it.
@@ -191,27 +220,21 @@ impl Status {
     }
 }
 
-fn member_name(index: u8) -> String {
-    format!("pg{}", index + 1)
-}
-
-fn start_server(site: &Site, directory: &Path) -> Result<Server> {
-    Server::start(site, RunAs::Servers, directory, &site.tools.patroni, ["patroni.yml"])
+fn start_server(site: &Site, program: &Path, directory: &Path) -> Result<Server> {
+    Server::start(site, RunAs::Servers, directory, program, ["patroni.yml"])
 }
 
 fn configuration(
     site: &Site,
     name: &str,
-    address: Ipv4Addr,
+    (postgres, rest): (SocketAddr, SocketAddr),
     endpoints: &[SocketAddr],
     cluster: &ClusterOptions,
     options: &MemberOptions,
 ) -> Value {
-    let rest = format!("{address}:{REST_PORT}");
-    let postgres = format!("{address}:{POSTGRES_PORT}");
     let hosts: Vec<String> = endpoints.iter().map(SocketAddr::to_string).collect();
     json!({
-        "scope": SCOPE,
+        "scope": cluster.scope,
         "namespace": NAMESPACE,
         "name": name,
         "restapi": { "listen": rest, "connect_address": rest },
@@ -235,6 +258,8 @@ fn configuration(
                 "local all all trust",
                 "host all all 127.0.0.0/8 trust",
                 "host replication replicator 127.0.0.0/8 trust",
+                "host all all ::1/128 trust",
+                "host replication replicator ::1/128 trust",
             ],
             "parameters": {
                 // The path of a socket is limited to 107 bytes: relative to the data directory it always fits. Not

@@ -47,6 +47,16 @@ impl Tools {
     }
 }
 
+/// `patroni` of Debian 12, version 3.0, beside the newest in [`Tools`].
+pub fn old_patroni() -> Result<PathBuf> {
+    program("patroni")
+}
+
+/// `pgbouncer`.
+pub fn pgbouncer() -> Result<PathBuf> {
+    program("pgbouncer")
+}
+
 pub(crate) fn program(name: &str) -> Result<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let usual = ["/usr/sbin", "/sbin", "/usr/local/sbin"].map(PathBuf::from);

@@ -50,7 +50,7 @@ pub(super) async fn run(cluster: &Cluster, etcd: &Etcd, outlet: Outlet<'_>) -> I
         prefix,
         etcd,
         outlet,
-        keys: Keyspace::new(),
+        keys: Keyspace::leading_to(cluster.connect_to),
         guard: Guard::default(),
         rota: Rota::new(etcd.endpoints.len()),
         failures: vec![None; etcd.endpoints.len()],
