@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::addresses::Addresses;
-use crate::etcd::Etcd;
+use crate::etcd::{Etcd, EtcdGuard};
 use crate::http;
 use crate::member::{Member, MemberOptions};
 use crate::site::Site;
@@ -35,6 +35,8 @@ pub struct ClusterOptions {
     pub members: u8,
     /// Number of etcd nodes: 1 to 3.
     pub etcd_nodes: u8,
+    /// etcd with TLS on both sides and users. Patroni's side of it belongs into `patroni`.
+    pub etcd_guard: Option<EtcdGuard>,
     /// Patroni's `ttl`: how long a leader that has vanished keeps its key. Patroni 4 refuses less than 20 s.
     pub ttl: Duration,
     /// Patroni's `loop_wait`.
@@ -62,6 +64,7 @@ impl Default for ClusterOptions {
         Self {
             members: 3,
             etcd_nodes: 1,
+            etcd_guard: None,
             ttl: Duration::from_secs(20),
             loop_wait: Duration::from_secs(3),
             retry_timeout: Duration::from_secs(5),
@@ -140,7 +143,7 @@ impl Cluster {
 
     async fn build(site: Site, turn: SemaphorePermit<'static>, options: &ClusterOptions) -> Result<Self> {
         (options.progress)("starting etcd");
-        let etcd = Etcd::start(&site, options.etcd_nodes).await?;
+        let etcd = Etcd::start(&site, options.etcd_nodes, options.etcd_guard.as_ref()).await?;
         let mut cluster = Self { etcd, members: Vec::new(), site, _turn: turn };
         cluster.write_patronictl_configuration()?;
         (options.progress)("making the first member, pg1");
@@ -255,7 +258,7 @@ impl Cluster {
         let leader = self.leader().await?;
         let body = json!({ "leader": leader, "candidate": candidate });
         let answer =
-            http::send_slow(self.member(&leader)?.rest(), Method::POST, "/switchover", &body).await?;
+            http::send_slow(self.member(&leader)?.rest_place(), Method::POST, "/switchover", &body).await?;
         let done = answer.status == 200;
         ensure!(done, "switchover to {candidate}: {} {}\n{}", answer.status, answer.body, self.tails());
         Ok(())
@@ -300,7 +303,7 @@ impl Cluster {
     /// Changes Patroni's dynamic configuration, as `patronictl edit-config` does.
     pub async fn configure(&self, patch: &Value) -> Result<()> {
         let leader = self.leader().await?;
-        let answer = http::send(self.member(&leader)?.rest(), Method::PATCH, "/config", patch).await?;
+        let answer = http::send(self.member(&leader)?.rest_place(), Method::PATCH, "/config", patch).await?;
         ensure!(answer.status == 200, "config {patch}: {} {}", answer.status, answer.body);
         Ok(())
     }

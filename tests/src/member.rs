@@ -2,10 +2,12 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
+use tokio_rustls::rustls::ClientConfig;
 
 use crate::cluster::{ClusterOptions, NAMESPACE, SCOPE, merge};
 use crate::process::{RunAs, Server};
@@ -24,6 +26,8 @@ pub struct MemberOptions {
     pub tags: Option<Value>,
     /// Laid over this member's configuration file of Patroni, after the cluster's own patch (RFC 7396).
     pub patroni: Option<Value>,
+    /// A command in front of Patroni that runs it in its own place: `env NAME=VALUE`, say.
+    pub wrapper: Vec<String>,
 }
 
 /// A started member. Its directory holds `patroni.yml`, `data/` and `log`.
@@ -32,6 +36,9 @@ pub struct Member {
     name: String,
     address: Ipv4Addr,
     server: Server,
+    wrapper: Vec<String>,
+    /// How its REST API is spoken to, where that is not in the clear.
+    tls: Option<Arc<ClientConfig>>,
 }
 
 impl Member {
@@ -53,8 +60,8 @@ impl Member {
         }
         // JSON is YAML.
         std::fs::write(directory.join("patroni.yml"), serde_json::to_string_pretty(&settings)?)?;
-        let server = start_server(site, &directory)?;
-        Ok(Self { name, address, server })
+        let server = start_server(site, &directory, &options.wrapper)?;
+        Ok(Self { name, address, server, wrapper: options.wrapper.clone(), tls: rest_tls(&settings)? })
     }
 
     /// `pg1`, `pg2`, …
@@ -70,6 +77,11 @@ impl Member {
     /// Where Patroni's REST API listens.
     pub fn rest(&self) -> SocketAddr {
         SocketAddr::from((self.address, REST_PORT))
+    }
+
+    /// Where and how Patroni's REST API is spoken to.
+    pub fn rest_place(&self) -> http::Place {
+        http::Place::from(self.rest()).over(self.tls.clone())
     }
 
     /// A libpq connection string that goes directly to this server.
@@ -89,7 +101,7 @@ impl Member {
 
     /// Patroni's answer to `GET /patroni`; its status code says little and is ignored.
     pub async fn status(&self) -> Result<Status> {
-        let body = http::get(self.rest(), "/patroni").await?.json()?;
+        let body = http::get(self.rest_place(), "/patroni").await?.json()?;
         Ok(Status { name: self.name.clone(), body })
     }
 
@@ -131,7 +143,7 @@ impl Member {
     /// Starts a killed member again, on its old data.
     pub async fn restart(&mut self, site: &Site) -> Result<()> {
         self.server.kill().await?;
-        self.server = start_server(site, self.server.directory())?;
+        self.server = start_server(site, self.server.directory(), &self.wrapper)?;
         Ok(())
     }
 }
@@ -195,8 +207,19 @@ fn member_name(index: u8) -> String {
     format!("pg{}", index + 1)
 }
 
-fn start_server(site: &Site, directory: &Path) -> Result<Server> {
-    Server::start(site, RunAs::Servers, directory, &site.tools.patroni, ["patroni.yml"])
+fn start_server(site: &Site, directory: &Path, wrapper: &[String]) -> Result<Server> {
+    let command = [wrapper, &[site.tools.patroni.display().to_string(), "patroni.yml".to_owned()]].concat();
+    let (program, arguments) = command.split_first().context("no program")?;
+    Server::start(site, RunAs::Servers, directory, Path::new(program), arguments)
+}
+
+/// As another member's Patroni would speak to this one: `ctl` in its configuration.
+fn rest_tls(settings: &Value) -> Result<Option<Arc<ClientConfig>>> {
+    if settings.pointer("/restapi/certfile").is_none() {
+        return Ok(None);
+    }
+    let file = |pointer| settings.pointer(pointer).and_then(Value::as_str).context(pointer).map(Path::new);
+    http::tls(file("/ctl/cacert")?, file("/ctl/certfile")?, file("/ctl/keyfile")?).map(Some)
 }
 
 fn configuration(

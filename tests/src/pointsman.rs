@@ -1,7 +1,7 @@
 //! The proxy as a process: its configuration, its start, its end.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -40,6 +40,16 @@ impl Pointsman {
     /// Starts load balancer `index` with a configuration of the test's own. Its `[admin]` must be bound to port 7000 of
     /// the balancer's address.
     pub async fn start_with(site: &Site, index: u8, configuration: &str) -> Result<Self> {
+        Self::start_under(site, index, configuration, &[]).await
+    }
+
+    /// The same behind a command that runs it in its own place: `env NAME=VALUE`, say.
+    pub async fn start_under(
+        site: &Site,
+        index: u8,
+        configuration: &str,
+        wrapper: &[String],
+    ) -> Result<Self> {
         let program = program().await?;
         let name = format!("pointsman{}", index + 1);
         let directory = site.directory().join(&name);
@@ -48,8 +58,11 @@ impl Pointsman {
             std::fs::create_dir(&directory)?;
         }
         std::fs::write(directory.join("pointsman.toml"), configuration)?;
-        let server =
-            Server::start(site, RunAs::Caller, &directory, &program, ["run", "--config", "pointsman.toml"])?;
+        let own = [program.display().to_string()].into_iter();
+        let own: Vec<_> = own.chain(["run", "--config", "pointsman.toml"].map(str::to_owned)).collect();
+        let command = [wrapper, &own].concat();
+        let (program, arguments) = command.split_first().context("no program")?;
+        let server = Server::start(site, RunAs::Caller, &directory, Path::new(program), arguments)?;
         let mut pointsman = Self { address: site.addresses.balancer(index), server };
         pointsman.wait_ready().await?;
         Ok(pointsman)
