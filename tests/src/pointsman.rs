@@ -20,6 +20,7 @@ const PRIMARY_PORT: u16 = 5000;
 const REPLICAS_PORT: u16 = 5001;
 const ADMIN_PORT: u16 = 7000;
 const READY_DEADLINE: Duration = Duration::from_secs(20);
+const STORE_DEADLINE: Duration = Duration::from_secs(60);
 
 /// A running `pointsman`. Dropping it kills it; [`Pointsman::stop`] lets it drain.
 #[derive(Debug)]
@@ -130,6 +131,33 @@ impl Pointsman {
             Ok(())
         })
         .await
+    }
+
+    /// A field of what it says of its cluster's store: `state`, `age_ms`, `error`.
+    pub async fn store(&self, field: &str) -> Result<Value> {
+        let status = self.status().await?;
+        let value = status.pointer(&format!("/clusters/0/status/store/{field}"));
+        value.cloned().with_context(|| format!("the status has no store/{field}"))
+    }
+
+    /// Waits until it says that the store is `alive` or `lost`.
+    pub async fn wait_store(&self, state: &str) -> Result<()> {
+        wait::until(format!("the store to be {state}"), STORE_DEADLINE, async || {
+            let now = self.store("state").await?;
+            ensure!(now == state, "{now}: {}", self.store("error").await?);
+            Ok(())
+        })
+        .await
+    }
+
+    /// What the command line says of it: `status`, `members`, …
+    pub async fn ask(&self, command: &str) -> Result<String> {
+        let mut ask = Command::new(program().await?);
+        ask.args([command, "--config", "pointsman.toml"]).current_dir(self.server.directory());
+        let output = ask.stdin(Stdio::null()).kill_on_drop(true).output().await?;
+        let (out, err) = (String::from_utf8(output.stdout)?, String::from_utf8_lossy(&output.stderr));
+        ensure!(output.status.success(), "pointsman {command}: {err}");
+        Ok(out)
     }
 
     /// How many sessions are held, at all listeners.

@@ -2,7 +2,7 @@
 //! servers are wrong.
 
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,7 @@ use pointsman_tests::{
 };
 use serde_json::{Value, json};
 use tokio::net::UdpSocket;
+use tokio_postgres::SimpleQueryMessage;
 
 const EXAMPLE: &str = include_str!("../../config/examples/1-patroni-etcd-vip.toml");
 const SOON: Duration = Duration::from_secs(30);
@@ -257,11 +258,25 @@ fn another_time(site: &Site, offset: &str) -> Vec<String> {
         .into()
 }
 
+/// The same for Patroni: the library of Debian 12 now and then refuses the call that Python's `sleep` makes (EINVAL of
+/// `clock_nanosleep` until a time), so it waits in another way.
+fn another_time_for_python(site: &Site, offset: &str) -> Result<Vec<String>> {
+    let directory = site.directory().join("python");
+    fs::create_dir(&directory)?;
+    let sleep =
+        "import select, time\ntime.sleep = lambda seconds: select.select((), (), (), max(0, seconds))\n";
+    fs::write(directory.join("sitecustomize.py"), sleep)?;
+    let mut wrapper = another_time(site, offset);
+    wrapper.push(format!("PYTHONPATH={}", directory.display()));
+    Ok(wrapper)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn wrong_clocks_and_wrong_names() -> Result<()> {
     let mut site = Site::new(Addresses::reserve()?)?;
     site.tools.etcd = site.tools.etcd_3_5.clone();
-    let behind = MemberOptions { wrapper: another_time(&site, "-1d"), ..MemberOptions::default() };
+    let behind =
+        MemberOptions { wrapper: another_time_for_python(&site, "-1d")?, ..MemberOptions::default() };
     let member_options = vec![MemberOptions::default(), behind];
     let options = ClusterOptions { etcd_nodes: 3, members: 2, member_options, ..ClusterOptions::default() };
     let mut cluster = Cluster::start_in(site, &options).await?;
@@ -303,19 +318,11 @@ fn all_names(cluster: &Cluster) -> Vec<(IpAddr, &'static str)> {
 
 /// Else nothing here proves anything.
 async fn the_clocks_are_wrong(cluster: &Cluster, pointsmen: &[Pointsman]) -> Result<()> {
-    let now = pointsmen.first().context("a balancer")?.status().await?.get("now").cloned();
-    let other = pointsmen.last().context("a balancer")?.status().await?.get("now").cloned();
+    let now = pointsmen.first().context("a balancer")?.status().await?.pointer("/process/now").cloned();
+    let other = pointsmen.last().context("a balancer")?.status().await?.pointer("/process/now").cloned();
     say(&format!("the balancers' clocks say {now:?} and {other:?}"))?;
     ensure!(now.is_some() && day(now.as_ref()) != day(other.as_ref()), "the clocks agree");
-    let days = async |member: &str| {
-        let client = Client::connect(cluster.member(member)?.postgres(), SOON).await?;
-        let rows = client.session.simple_query("select current_date").await?;
-        let day = rows.iter().find_map(|row| match row {
-            tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
-            _ => None,
-        });
-        day.context("no date")
-    };
+    let days = async |member| answer_to(cluster.member(member)?.postgres(), "select current_date").await;
     ensure!(days("pg1").await? != days("pg2").await?, "the members' clocks agree");
     Ok(())
 }
@@ -355,7 +362,7 @@ async fn a_scheduled_switchover(cluster: &Cluster, pointsmen: &[Pointsman]) -> R
     let clients: Vec<_> = pointsmen.iter().map(|one| Clients::start(one.primary(), EVERY)).collect();
     let leader = cluster.member("pg1")?;
     let at =
-        sql_text(leader.postgres(), "select to_char(now() + '12 s', 'YYYY-MM-DD\"T\"HH24:MI:SSOF')").await?;
+        answer_to(leader.postgres(), "select to_char(now() + '12 s', 'YYYY-MM-DD\"T\"HH24:MI:SSOF')").await?;
     let body = json!({ "leader": "pg1", "candidate": "pg2", "scheduled_at": at });
     let answer = http::send_slow(leader.rest_place(), Method::POST, "/switchover", &body).await?;
     ensure!(answer.status == 202, "{} {}", answer.status, answer.body);
@@ -381,14 +388,13 @@ async fn a_scheduled_switchover(cluster: &Cluster, pointsmen: &[Pointsman]) -> R
     Ok(())
 }
 
-async fn sql_text(server: std::net::SocketAddr, query: &str) -> Result<String> {
+/// The only field of the only row.
+async fn answer_to(server: SocketAddr, query: &str) -> Result<String> {
     let client = Client::connect(server, SOON).await?;
     let rows = client.session.simple_query(query).await?;
-    let text = rows.iter().find_map(|row| match row {
-        tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
-        _ => None,
-    });
-    text.context("no row")
+    let row =
+        rows.iter().find_map(|row| if let SimpleQueryMessage::Row(row) = row { row.get(0) } else { None });
+    Ok(row.context("no row")?.to_owned())
 }
 
 /// The names are gone, and the name server is silent: what is connected stays so; what is not asks until it is told.
