@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::addresses::Addresses;
-use crate::etcd::Etcd;
+use crate::etcd::{Etcd, EtcdGuard};
 use crate::http;
 use crate::member::{Member, MemberOptions};
 use crate::site::Site;
@@ -40,6 +40,8 @@ pub struct ClusterOptions {
     pub members: u8,
     /// Number of etcd nodes: 1 to 3.
     pub etcd_nodes: u8,
+    /// etcd with TLS on both sides and users. Patroni's side of it belongs into `patroni`.
+    pub etcd_guard: Option<EtcdGuard>,
     /// Patroni's `ttl`: how long a leader that has vanished keeps its key. Patroni 4 refuses less than 20 s.
     pub ttl: Duration,
     /// Patroni's `loop_wait`.
@@ -69,6 +71,7 @@ impl Default for ClusterOptions {
             place: 0,
             members: 3,
             etcd_nodes: 1,
+            etcd_guard: None,
             ttl: Duration::from_secs(20),
             loop_wait: Duration::from_secs(3),
             retry_timeout: Duration::from_secs(5),
@@ -160,7 +163,7 @@ impl Cluster {
         options: &ClusterOptions,
     ) -> Result<Self> {
         (options.progress)("starting etcd");
-        let etcd = Etcd::start(&site, options.place, options.etcd_nodes).await?;
+        let etcd = Etcd::start(&site, options.place, options.etcd_nodes, options.etcd_guard.as_ref()).await?;
         let scope = options.scope.clone();
         let mut cluster = Self { etcd, scope, members: Vec::new(), site, _turn: turn };
         cluster.write_patronictl_configuration()?;
@@ -276,7 +279,7 @@ impl Cluster {
         let leader = self.leader().await?;
         let body = json!({ "leader": leader, "candidate": candidate });
         let answer =
-            http::send_slow(self.member(&leader)?.rest(), Method::POST, "/switchover", &body).await?;
+            http::send_slow(self.member(&leader)?.rest_place(), Method::POST, "/switchover", &body).await?;
         let done = answer.status == 200;
         ensure!(done, "switchover to {candidate}: {} {}\n{}", answer.status, answer.body, self.tails());
         Ok(())
@@ -323,7 +326,7 @@ impl Cluster {
         // Any Patroni takes it, and there may be no leader.
         let mut refused = String::new();
         for member in &self.members {
-            match http::send(member.rest(), Method::PATCH, "/config", patch).await {
+            match http::send(member.rest_place(), Method::PATCH, "/config", patch).await {
                 Ok(answer) if answer.status == 200 => return Ok(()),
                 Ok(answer) => refused = format!("{} {}", answer.status, answer.body),
                 Err(error) => refused = format!("{error:#}"),

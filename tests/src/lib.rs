@@ -32,6 +32,7 @@ pub use addresses::{Addresses, Ports6};
 pub use balancer::Balancer;
 pub use clients::Clients;
 pub use cluster::{Cluster, ClusterOptions};
+pub use etcd::{EtcdGuard, EtcdUser};
 pub use haproxy::{HaProxy, HaProxyChecks};
 pub use member::MemberOptions;
 pub use network::{FakeNetwork, Weather};

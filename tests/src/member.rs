@@ -2,10 +2,12 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
+use tokio_rustls::rustls::ClientConfig;
 
 use crate::cluster::{ClusterOptions, NAMESPACE, merge};
 use crate::process::{RunAs, Server};
@@ -28,6 +30,8 @@ pub struct MemberOptions {
     pub at: Option<(SocketAddr, SocketAddr)>,
     /// Another Patroni than the newest.
     pub program: Option<PathBuf>,
+    /// A command in front of Patroni that runs it in its own place: `env NAME=VALUE`, say.
+    pub wrapper: Vec<String>,
 }
 
 /// A started member. Its directory holds `patroni.yml`, `data/` and `log`.
@@ -36,8 +40,11 @@ pub struct Member {
     name: String,
     postgres: SocketAddr,
     rest: SocketAddr,
-    program: PathBuf,
+    /// What runs Patroni.
+    command: Vec<String>,
     server: Server,
+    /// How its REST API is spoken to, where that is not in the clear.
+    tls: Option<Arc<ClientConfig>>,
 }
 
 impl Member {
@@ -65,8 +72,10 @@ impl Member {
         // JSON is YAML.
         std::fs::write(directory.join("patroni.yml"), serde_json::to_string_pretty(&settings)?)?;
         let program = options.program.clone().unwrap_or_else(|| site.tools.patroni.clone());
-        let server = start_server(site, &program, &directory)?;
-        Ok(Self { name, postgres, rest, program, server })
+        let command =
+            [&options.wrapper[..], &[program.display().to_string(), "patroni.yml".to_owned()]].concat();
+        let server = start_server(site, &directory, &command)?;
+        Ok(Self { name, postgres, rest, command, server, tls: rest_tls(&settings)? })
     }
 
     /// `pg1`, `pg2`, …
@@ -82,6 +91,11 @@ impl Member {
     /// Where Patroni's REST API listens.
     pub fn rest(&self) -> SocketAddr {
         self.rest
+    }
+
+    /// Where and how Patroni's REST API is spoken to.
+    pub fn rest_place(&self) -> http::Place {
+        http::Place::from(self.rest()).over(self.tls.clone())
     }
 
     /// A libpq connection string that goes directly to this server.
@@ -101,7 +115,7 @@ impl Member {
 
     /// Patroni's answer to `GET /patroni`; its status code says little and is ignored.
     pub async fn status(&self) -> Result<Status> {
-        let body = http::get(self.rest(), "/patroni").await?.json()?;
+        let body = http::get(self.rest_place(), "/patroni").await?.json()?;
         Ok(Status { name: self.name.clone(), body })
     }
 
@@ -152,7 +166,7 @@ impl Member {
     /// Starts a killed member again, on its old data.
     pub async fn restart(&mut self, site: &Site) -> Result<()> {
         self.server.kill().await?;
-        self.server = start_server(site, &self.program, self.server.directory())?;
+        self.server = start_server(site, self.server.directory(), &self.command)?;
         Ok(())
     }
 }
@@ -220,8 +234,19 @@ impl Status {
     }
 }
 
-fn start_server(site: &Site, program: &Path, directory: &Path) -> Result<Server> {
-    Server::start(site, RunAs::Servers, directory, program, ["patroni.yml"])
+/// `command`: Patroni with its configuration file, and what runs it.
+fn start_server(site: &Site, directory: &Path, command: &[String]) -> Result<Server> {
+    let (program, arguments) = command.split_first().context("no program")?;
+    Server::start(site, RunAs::Servers, directory, Path::new(program), arguments)
+}
+
+/// As another member's Patroni would speak to this one: `ctl` in its configuration.
+fn rest_tls(settings: &Value) -> Result<Option<Arc<ClientConfig>>> {
+    if settings.pointer("/restapi/certfile").is_none() {
+        return Ok(None);
+    }
+    let file = |pointer| settings.pointer(pointer).and_then(Value::as_str).context(pointer).map(Path::new);
+    http::tls(file("/ctl/cacert")?, file("/ctl/certfile")?, file("/ctl/keyfile")?).map(Some)
 }
 
 fn configuration(

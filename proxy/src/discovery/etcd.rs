@@ -108,7 +108,9 @@ impl Source<'_> {
 
     /// Reads and watches at one endpoint until something fails.
     async fn follow(&mut self, index: usize, endpoint: &Endpoint) -> Result<Infallible, End> {
-        let store = Box::pin(connection::open(self.etcd, endpoint)).await.map_err(End::Endpoint)?;
+        let store = Box::pin(connection::open(self.etcd, endpoint, self.rota.round()))
+            .await
+            .map_err(End::Endpoint)?;
         let revision = self.read(&store).await.map_err(End::Endpoint)?;
         let read_at = self.outlet.now();
         self.rota.answered();
