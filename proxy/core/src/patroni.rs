@@ -23,6 +23,7 @@ mod values;
 mod tests;
 
 pub use rest::parse_status;
+pub(crate) use values::excerpt;
 
 /// Longer values are not read: etcd takes no more than 1.5 MiB, Consul 512 KiB, Patroni writes some KiB.
 const MAX_VALUE: usize = 1 << 20;
