@@ -150,7 +150,7 @@ impl Keyspace {
     fn stray_leader(&self) -> Option<Complaint> {
         let name = &self.keys.leader.good.as_ref()?.member;
         let known = self.keys.members.get(name).is_some_and(|slot| slot.good.is_some());
-        let problem = format!("it names {}, which has no usable member key", values::excerpt(name.as_str()));
+        let problem = format!("it names {}, which has no usable member key", excerpt(name.as_str()));
         (!known).then(|| Complaint { key: "leader".to_owned(), problem })
     }
 }

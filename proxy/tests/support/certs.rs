@@ -13,13 +13,14 @@ pub(crate) struct Certs {
 }
 
 impl Certs {
-    /// `ca.pem`, `server.pem` for these addresses, `client.pem`, their keys, and `other-ca.pem`.
+    /// `ca.pem`, `server.pem` for these addresses, `client.pem`, their keys; and `other-ca.pem`, which signed `stranger.pem`.
     pub(crate) fn new(ips: &[String]) -> Self {
         let certs = Self { dir: tempfile::tempdir().unwrap() };
         let issuer = certs.authority("ca");
-        certs.authority("other-ca");
+        let other = certs.authority("other-ca");
         certs.leaf("server", &issuer, ips);
         certs.leaf("client", &issuer, &[]);
+        certs.leaf("stranger", &other, &[]);
         certs
     }
 
