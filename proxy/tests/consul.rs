@@ -71,7 +71,7 @@ async fn one_agent() {
     let before = source.view(|view| view.optime.is_some_and(|(at, _)| at.0 == 19)).await;
     consul.kill(0);
     let error = source.lost().await;
-    assert!(error.starts_with("Consul does not work: http://127.") && error.contains("refused"), "{error}");
+    assert!(error.starts_with("Consul does not work: http://127.") && error.contains("connection"), "{error}");
     consul.restart(0);
     let view = source.view(|view| view.revision < before.revision).await;
     assert!(view.members.is_empty(), "what the new store does not have is gone");
@@ -372,6 +372,6 @@ async fn an_index_that_never_rests() {
         let mut source = Source::start_consul(&format!("addresses = [\"http://127.0.0.1:{}\"]", server.port));
         source.leader("n1").await;
         let alive = source.stays_for(Duration::from_secs(2)).await;
-        assert!((20..80).contains(&alive), "{alive} answers in two seconds");
+        assert!((100..400).contains(&alive), "{alive} answers in two seconds");
     }
 }

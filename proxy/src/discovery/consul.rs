@@ -23,7 +23,7 @@ use pointsman_core::consul::KvEntry;
 use pointsman_core::patroni::Keyspace;
 use pointsman_core::time::Moment;
 use pointsman_core::view::{ClusterView, Revision};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tracing::{debug, info, warn};
 
 use super::endpoints::{Endpoints, Failure};
@@ -47,6 +47,8 @@ const WAIT: Duration = Duration::from_secs(1);
 const SILENCE: Duration = Duration::from_millis(3_063);
 /// A `stale` read asks nobody else.
 const STALE_CALL: Duration = Duration::from_millis(500);
+/// While Consul elects a leader nobody can read. Only when that takes longer is the store lost.
+const ELECTION: Duration = Duration::from_secs(3);
 /// So many missing keys are asked for by themselves.
 const MAX_SUSPECTS: usize = 16;
 
@@ -63,6 +65,7 @@ pub(super) async fn run(cluster: &Cluster, consul: &Consul, outlet: Outlet<'_>) 
         guard: Guard::default(),
         endpoints: Endpoints::new("Consul", consul.addresses.len()),
         memory: None,
+        election_over: None,
     };
     loop {
         source.turn().await;
@@ -83,6 +86,8 @@ struct Source<'a> {
     endpoints: Endpoints,
     /// The newest that a server without a leader remembers, since an address worked.
     memory: Option<ClusterView>,
+    /// When an election would be over that perhaps goes on.
+    election_over: Option<Instant>,
 }
 
 impl Source<'_> {
@@ -109,15 +114,7 @@ impl Source<'_> {
     /// Reads at one address until something fails.
     async fn follow(&mut self, index: usize, agent: &mut Agent) -> Result<Infallible, ConsulError> {
         let mut pace = Pace::new();
-        let first = agent.list(None).await?;
-        let mut at = first.index;
-        self.first(agent, first).await?;
-        self.outlet.stats.connected.store(index, Ordering::Relaxed);
-        if let Some(known) = self.endpoints.answered(index) {
-            let (cluster, endpoint) = (&self.outlet.cluster.name, agent.endpoint());
-            info!(%cluster, %endpoint, was = known.text, "Consul endpoint works again");
-        }
-        self.memory = None;
+        let mut at = self.first(index, agent).await?;
         loop {
             sleep(pace.before_next()).await;
             let answer = agent.list(at).await?;
@@ -132,12 +129,19 @@ impl Source<'_> {
         }
     }
 
-    /// The first answer of an address: taken over whatever it is.
-    async fn first(&mut self, agent: &mut Agent, answer: Answer) -> Result<(), ConsulError> {
-        let read_at = self.outlet.now();
+    /// The first read at an address: its view is news, whatever it is. Returns the index to wait from.
+    async fn first(&mut self, index: usize, agent: &mut Agent) -> Result<Option<u64>, ConsulError> {
+        let answer = agent.list(None).await?;
+        let (read_at, at) = (self.outlet.now(), answer.index);
         self.take_over(agent, answer).await?;
+        self.outlet.stats.connected.store(index, Ordering::Relaxed);
+        if let Some(known) = self.endpoints.answered(index) {
+            let (cluster, endpoint) = (&self.outlet.cluster.name, agent.endpoint());
+            info!(%cluster, %endpoint, was = known.text, "Consul endpoint works again");
+        }
+        (self.memory, self.election_over) = (None, None);
         self.outlet.view(self.keys.view(), read_at).await;
-        Ok(())
+        Ok(at)
     }
 
     /// A later answer: news, or the end of a wait.
@@ -235,7 +239,11 @@ impl Source<'_> {
         if self.endpoints.failed(index, Failure { rank: error.rank(), text: text.clone() }) {
             warn!(%cluster, error = text, "Consul endpoint does not work");
         }
-        if self.endpoints.none_is_left() {
+        let none_is_left = self.endpoints.none_is_left();
+        if error.may_be_an_election() {
+            self.election_over.get_or_insert_with(|| Instant::now() + ELECTION);
+        }
+        if none_is_left && self.election_over.is_none_or(|over| over <= Instant::now()) {
             if let Some(memory) = self.memory.take() {
                 self.outlet.remembered(memory).await;
             }

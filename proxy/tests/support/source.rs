@@ -98,17 +98,18 @@ impl Source {
         }
     }
 
-    /// Waits until the source says that the store is lost; what it remembered before that, and why.
+    /// Waits until the source says that the store is lost; what it remembers, and why it is lost.
     pub(crate) async fn remembered(&mut self) -> (ClusterView, String) {
         let deadline = Instant::now() + SOON;
-        let mut memory = None;
+        let (mut memory, mut lost) = (None, None);
         loop {
             match self.next_by(deadline).await {
                 Event::Remembered(view) => memory = Some(*view),
-                Event::Store(StoreCondition::Lost { error }) => {
-                    return (memory.expect("it remembers something"), error);
-                }
+                Event::Store(StoreCondition::Lost { error }) => lost = Some(error),
                 _ => {}
+            }
+            if let (Some(memory), Some(error)) = (&memory, &lost) {
+                return (memory.clone(), error.clone());
             }
         }
     }

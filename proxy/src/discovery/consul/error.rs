@@ -42,15 +42,21 @@ impl ConsulError {
         matches!(self, Self::NoAnswer { .. } | Self::Stale | Self::Refused { status: 500..=599, .. })
     }
 
+    /// Whether Consul may be electing a leader just now, which is nothing out of the ordinary.
+    pub(super) fn may_be_an_election(&self) -> bool {
+        matches!(self, Self::NoLeader { .. } | Self::Stale | Self::Refused { status: 500..=599, .. })
+    }
+
     /// How much an error says about the cause, among those of several addresses: a refused token says more than a
     /// closed port.
     pub(super) fn rank(&self) -> u8 {
         match self {
             Self::Http(HttpError::Connect(_)) => 0,
-            Self::NoAnswer { .. } | Self::Http(HttpError::Broken(_)) => 1,
-            Self::Refused { .. } | Self::NotConsul | Self::Nonsense(_) | Self::Behind { .. } | Self::Stale => 2,
-            Self::NoLeader { .. } | Self::Http(HttpError::NotHttp(_) | HttpError::TooLong { .. }) => 2,
-            Self::Denied { .. } | Self::Hidden { .. } | Self::Http(HttpError::Tls(_)) => 3,
+            Self::NoAnswer { .. } | Self::Stale | Self::Http(HttpError::Broken(_)) => 1,
+            Self::Refused { .. } | Self::NotConsul | Self::Nonsense(_) | Self::Behind { .. } => 2,
+            Self::Http(HttpError::NotHttp(_) | HttpError::TooLong { .. }) => 2,
+            Self::NoLeader { .. } => 3,
+            Self::Denied { .. } | Self::Hidden { .. } | Self::Http(HttpError::Tls(_)) => 4,
         }
     }
 

@@ -5,9 +5,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// So many reads may follow each other at once.
-const BURST: u32 = 20;
+const BURST: u32 = 100;
 /// Then one each so often.
-const EACH: Duration = Duration::from_millis(50);
+const EACH: Duration = Duration::from_millis(10);
 
 /// Blocking queries pace themselves while Consul keeps to its own rules. A key that is written all the time, or an
 /// index that always differs, must not make a loop without a pause.
