@@ -68,6 +68,11 @@ impl Addresses {
         self.host(10 - index)
     }
 
+    /// Consul server `index` (0, 1, 2): x.x.x.10, .9, .8. A cluster has one kind of store.
+    pub fn consul(&self, index: u8) -> Ipv4Addr {
+        self.host(10 - index)
+    }
+
     /// PostgreSQL host `index` (0, 1, …): x.x.x.11 and up.
     pub fn member(&self, index: u8) -> Ipv4Addr {
         self.host(11 + index)

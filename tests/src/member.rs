@@ -35,18 +35,20 @@ pub struct Member {
 }
 
 impl Member {
-    /// Writes the configuration and starts Patroni, which makes the database or copies it from the leader.
+    /// Writes the configuration and starts Patroni, which makes the database or copies it from the leader. `store`: the part
+    /// of the configuration that names the store.
     pub fn start(
         site: &Site,
         index: u8,
-        endpoints: &[SocketAddr],
+        store: &Value,
         cluster: &ClusterOptions,
         options: &MemberOptions,
     ) -> Result<Self> {
         let name = member_name(index);
         let address = site.addresses.member(index);
         let directory = site.subdirectory(&name)?;
-        let mut settings = configuration(site, &name, address, endpoints, cluster, options);
+        let mut settings = configuration(site, &name, address, cluster, options);
+        merge(&mut settings, store);
         merge(&mut settings, &cluster.patroni);
         if let Some(patch) = &options.patroni {
             merge(&mut settings, patch);
@@ -203,19 +205,16 @@ fn configuration(
     site: &Site,
     name: &str,
     address: Ipv4Addr,
-    endpoints: &[SocketAddr],
     cluster: &ClusterOptions,
     options: &MemberOptions,
 ) -> Value {
     let rest = format!("{address}:{REST_PORT}");
     let postgres = format!("{address}:{POSTGRES_PORT}");
-    let hosts: Vec<String> = endpoints.iter().map(SocketAddr::to_string).collect();
     json!({
         "scope": SCOPE,
         "namespace": NAMESPACE,
         "name": name,
         "restapi": { "listen": rest, "connect_address": rest },
-        "etcd3": { "hosts": hosts },
         "bootstrap": {
             "dcs": cluster.dynamic_configuration(),
             "initdb": [{ "encoding": "UTF8" }, { "locale": "C.UTF-8" }, "data-checksums", "no-sync"],

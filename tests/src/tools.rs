@@ -47,6 +47,14 @@ impl Tools {
     }
 }
 
+impl Tools {
+    /// `consul`, which only some tests need.
+    pub fn consul(&self) -> Result<PathBuf> {
+        let program = repository().join(".cache/consul/consul");
+        program.canonicalize().map_err(|_| anyhow!("Consul is not installed: run {INSTALLER}"))
+    }
+}
+
 pub(crate) fn program(name: &str) -> Result<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let usual = ["/usr/sbin", "/sbin", "/usr/local/sbin"].map(PathBuf::from);
