@@ -36,7 +36,10 @@ async fn one_agent() {
     let mut source = Source::start_consul(&format!("addresses = [{}]", consul.addresses()));
     let view = source.view(|_| true).await;
     assert!(view.leader.is_none() && view.members.is_empty() && view.complaints.is_empty());
-    assert!(source.stays_for(Duration::from_millis(2500)).await >= 2, "no keys yet: signs of life all the same");
+    assert!(
+        source.stays_for(Duration::from_millis(2500)).await >= 2,
+        "no keys yet: signs of life all the same"
+    );
     let written = Instant::now();
     consul.put(0, "leader", "n1");
     source.leader("n1").await;
@@ -71,7 +74,10 @@ async fn one_agent() {
     let before = source.view(|view| view.optime.is_some_and(|(at, _)| at.0 == 19)).await;
     consul.kill(0);
     let error = source.lost().await;
-    assert!(error.starts_with("Consul does not work: http://127.") && error.contains("connection"), "{error}");
+    assert!(
+        error.starts_with("Consul does not work: http://127.") && error.contains("connection"),
+        "{error}"
+    );
     consul.restart(0);
     let view = source.view(|view| view.revision < before.revision).await;
     assert!(view.members.is_empty(), "what the new store does not have is gone");
@@ -99,7 +105,10 @@ async fn one_server_of_three() {
         consul.put((node + 1) % 3, "leader", &name);
         let written = begun.elapsed();
         source.leader(&name).await;
-        println!("the connected server {blow}: Consul took a write after {written:?}, seen after {:?}", begun.elapsed());
+        println!(
+            "the connected server {blow}: Consul took a write after {written:?}, seen after {:?}",
+            begun.elapsed()
+        );
         match blow {
             "frozen" => consul.thaw(node),
             "killed" => consul.restart(node),
@@ -121,7 +130,10 @@ async fn all_servers_and_the_quorum() {
     (0..3).for_each(|node| consul.freeze(node));
     let error = source.lost().await;
     println!("all frozen: lost after {:?}: {error}", begun.elapsed());
-    assert!(error.starts_with("none of the 3 Consul endpoints works: ") && error.contains("no answer"), "{error}");
+    assert!(
+        error.starts_with("none of the 3 Consul endpoints works: ") && error.contains("no answer"),
+        "{error}"
+    );
     (0..3).for_each(|node| consul.thaw(node));
     source.leader("n1").await;
     consul.put(0, "leader", "n2");
@@ -251,7 +263,8 @@ async fn mutual_tls() {
     let with = |ca: &str, rest: &str| {
         format!("addresses = [{}], tls = {{ ca = {:?}{rest} }}", consul.addresses(), certs.path(ca))
     };
-    let files = |cert: &str, key: &str| format!(", cert = {:?}, key = {:?}", certs.path(cert), certs.path(key));
+    let files =
+        |cert: &str, key: &str| format!(", cert = {:?}, key = {:?}", certs.path(cert), certs.path(key));
     let client = files("client.pem", "client.key");
     let error = Source::start_consul(&with("other-ca.pem", &client)).lost().await;
     assert!(error.contains("not trusted here"), "{error}");
@@ -335,6 +348,8 @@ const INDEX: &str = "X-Consul-Index: 5\r\n";
 async fn hostile_answers() {
     let key = |key: &str, value: &str| format!("[{{\"Key\":\"{key}\",\"Value\":{value},\"ModifyIndex\":5}}]");
     let stale = format!("{INDEX}X-Consul-KnownLeader: false\r\n");
+    let filtered = format!("{INDEX}X-Consul-Results-Filtered-By-ACLs: true\r\n");
+    let old = format!("{INDEX}X-Consul-KnownLeader: true\r\nX-Consul-LastContact: 60000\r\n");
     let good = key("service/demo/leader", "\"bjE=\"");
     for (answer, rest, problem) in [
         (whole(200, INDEX, "[{\"Key\":\"serv"), Rest::Nothing, "no list of keys"),
@@ -344,11 +359,29 @@ async fn hostile_answers() {
         (whole(200, "", &good), Rest::Nothing, "this is not Consul"),
         (whole(200, "X-Consul-Index: many\r\n", &good), Rest::Nothing, "this is not Consul"),
         (whole(200, &stale, &good), Rest::Nothing, "has no leader"),
-        (whole(503, "", "<html>\n\u{1b}[31mno</html>"), Rest::Nothing, "it answers 503: <html>  [31mno</html>"),
+        (
+            whole(503, "", "<html>\n\u{1b}[31mno</html>"),
+            Rest::Nothing,
+            "it answers 503: <html>  [31mno</html>",
+        ),
+        (whole(200, &filtered, &good), Rest::Nothing, "cannot be read: set token_file"),
+        (whole(200, &old, &good), Rest::Nothing, "cut off from the others"),
         (whole(302, "Location: http://elsewhere\r\n", ""), Rest::Nothing, "it answers 302"),
-        (format!("HTTP/1.1 200 X\r\n{INDEX}Content-Length: 100\r\n\r\n[{{"), Rest::Close, "the connection broke"),
-        (format!("HTTP/1.1 200 X\r\n{INDEX}Content-Length: 1073741824\r\n\r\n["), Rest::Flood, "longer than 16384 KiB"),
-        (format!("HTTP/1.1 200 X\r\n{INDEX}Transfer-Encoding: chunked\r\n\r\n"), Rest::Drip, "no answer to a read"),
+        (
+            format!("HTTP/1.1 200 X\r\n{INDEX}Content-Length: 100\r\n\r\n[{{"),
+            Rest::Close,
+            "the connection broke",
+        ),
+        (
+            format!("HTTP/1.1 200 X\r\n{INDEX}Content-Length: 1073741824\r\n\r\n["),
+            Rest::Flood,
+            "longer than 16384 KiB",
+        ),
+        (
+            format!("HTTP/1.1 200 X\r\n{INDEX}Transfer-Encoding: chunked\r\n\r\n"),
+            Rest::Drip,
+            "no answer to a read",
+        ),
         (format!("HTTP/1.1 200 X\r\nX: {}\r\n\r\n", "x".repeat(1 << 20)), Rest::Close, "not HTTP"),
         ("SSH-2.0-OpenSSH_9.2\r\n".to_owned(), Rest::Nothing, "not HTTP"),
         (String::new(), Rest::Nothing, "no answer to a read within 2 s"),

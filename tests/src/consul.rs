@@ -63,7 +63,8 @@ impl Consul {
         pki.leaf(site, "patroni", &[], &["patroni"])?;
         pki.leaf(site, "pointsman", &[], &["pointsman"])?;
         let token_file = site.directory().join("consul.token");
-        let mut consul = Self { pki, servers: Vec::new(), agents: Vec::new(), token_file, writer: String::new() };
+        let mut consul =
+            Self { pki, servers: Vec::new(), agents: Vec::new(), token_file, writer: String::new() };
         for (number, address) in (1..).zip(&addresses) {
             let node = consul.node(site, format!("consul{number}"), *address, &addresses, true)?;
             consul.servers.push(node);
@@ -243,7 +244,10 @@ impl Consul {
 
 impl std::fmt::Debug for Consul {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Consul").field("servers", &self.servers).field("agents", &self.agents).finish_non_exhaustive()
+        f.debug_struct("Consul")
+            .field("servers", &self.servers)
+            .field("agents", &self.agents)
+            .finish_non_exhaustive()
     }
 }
 

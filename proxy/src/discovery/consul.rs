@@ -102,10 +102,7 @@ impl Source<'_> {
         if self.outlet.stats.connected.swap(NOWHERE, Ordering::Relaxed) != NOWHERE {
             self.outlet.stats.watch_restarts.fetch_add(1, Ordering::Relaxed);
         }
-        let error = match error.may_lack_leader() {
-            true => self.remember(&mut agent, error).await,
-            false => error,
-        };
+        let error = if error.may_lack_leader() { self.remember(&mut agent, error).await } else { error };
         self.failed(index, endpoint, &error).await;
         sleep(self.endpoints.next()).await;
         self.outlet.stats.reconnects.fetch_add(1, Ordering::Relaxed);

@@ -103,10 +103,11 @@ impl Source {
         let deadline = Instant::now() + SOON;
         let (mut memory, mut lost) = (None, None);
         loop {
-            match self.next_by(deadline).await {
-                Event::Remembered(view) => memory = Some(*view),
-                Event::Store(StoreCondition::Lost { error }) => lost = Some(error),
-                _ => {}
+            let event = self.next_by(deadline).await;
+            if let Event::Remembered(view) = event {
+                memory = Some(*view);
+            } else if let Event::Store(StoreCondition::Lost { error }) = event {
+                lost = Some(error);
             }
             if let (Some(memory), Some(error)) = (&memory, &lost) {
                 return (memory.clone(), error.clone());

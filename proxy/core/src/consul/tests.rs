@@ -41,18 +41,25 @@ fn what_is_no_answer_of_consul_says_so() {
             "null".to_owned(),
             "the answer is no list of keys: invalid type: null, expected a sequence at line 1 column 4",
         ),
-        (r#"[{"Key":"#.to_owned(), "the answer is no list of keys: EOF while parsing a value at line 1 column 8"),
+        (
+            r#"[{"Key":"#.to_owned(),
+            "the answer is no list of keys: EOF while parsing a value at line 1 column 8",
+        ),
         (
             r#"[{"Key":"service/demo/leader","Value":null}]"#.to_owned(),
             "the answer is no list of keys: missing field `ModifyIndex` at line 1 column 43",
         ),
-        (one("service/demo2/leader", "null"), "the answer holds \"service/demo2/leader\", which was not asked for"),
+        (
+            one("service/demo2/leader", "null"),
+            "the answer holds \"service/demo2/leader\", which was not asked for",
+        ),
         (one("service/demo/leader", "\"b*E=\""), "the value of \"leader\" is not base64"),
         (one("service/demo/leader", "\"bjE\""), "the value of \"leader\" is not base64"),
     ] {
         assert_eq!(parse_kv(body.as_bytes(), PREFIX).unwrap_err().to_string(), problem);
     }
-    let many: Vec<_> = (0..=MAX_KEYS).map(|number| listed(&format!("service/demo/{number}"), "null", 3)).collect();
+    let many: Vec<_> =
+        (0..=MAX_KEYS).map(|number| listed(&format!("service/demo/{number}"), "null", 3)).collect();
     let body = format!("[{}]", many.join(","));
     assert_eq!(parse_kv(body.as_bytes(), PREFIX), Err(KvError::TooManyKeys { count: MAX_KEYS + 1 }));
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pointsman_config::{Consul, Endpoint, Scheme};
+use pointsman_config::{Consul, Endpoint, Scheme, Secret};
 use pointsman_core::consul::KvError;
 
 use crate::http::HttpError;
@@ -53,8 +53,11 @@ impl ConsulError {
         match self {
             Self::Http(HttpError::Connect(_)) => 0,
             Self::NoAnswer { .. } | Self::Stale | Self::Http(HttpError::Broken(_)) => 1,
-            Self::Refused { .. } | Self::NotConsul | Self::Nonsense(_) | Self::Behind { .. } => 2,
-            Self::Http(HttpError::NotHttp(_) | HttpError::TooLong { .. }) => 2,
+            Self::Refused { .. }
+            | Self::NotConsul
+            | Self::Nonsense(_)
+            | Self::Behind { .. }
+            | Self::Http(HttpError::NotHttp(_) | HttpError::TooLong { .. }) => 2,
             Self::NoLeader { .. } => 3,
             Self::Denied { .. } | Self::Hidden { .. } | Self::Http(HttpError::Tls(_)) => 4,
         }
@@ -63,7 +66,7 @@ impl ConsulError {
     /// What happened and what to check, for people.
     pub(super) fn explain(&self, consul: &Consul, endpoint: &Endpoint, prefix: &str) -> String {
         let policy = format!("its policy needs key_prefix {prefix:?} {{ policy = \"read\" }}");
-        let source = consul.token.as_ref().map(|token| token.source());
+        let source = consul.token.as_ref().map(Secret::source);
         match (self, source) {
             (Self::Denied { message }, Some(source)) if message.contains("ACL not found") => format!(
                 "it does not know the token from {source}: it was deleted or has expired; put a new one there"

@@ -76,13 +76,11 @@ impl Files {
             let news = News { token: self.read_token(), tls: self.check_tls() };
             (self, news)
         });
-        match timeout(PATIENCE, look).await {
-            Ok(Ok(looked)) => looked,
-            Ok(Err(_)) | Err(_) => {
-                warn!("the files for Consul cannot be read in time; what was read before is used");
-                (old, News::default())
-            }
+        if let Ok(Ok(looked)) = timeout(PATIENCE, look).await {
+            return looked;
         }
+        warn!("the files for Consul cannot be read in time; what was read before is used");
+        (old, News::default())
     }
 
     /// Blocks. True if the token is another one now.
