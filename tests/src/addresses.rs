@@ -71,6 +71,11 @@ impl Addresses {
         self.host(10 + PLACE * place - index)
     }
 
+    /// Consul server `index` (0, 1, 2): x.x.x.10, .9, .8. A cluster has one kind of store.
+    pub fn consul(&self, index: u8) -> Ipv4Addr {
+        self.etcd(0, index)
+    }
+
     /// PostgreSQL host `index` (0, 1, …): x.x.x.11 and up; at places 1 and 2 from .41 and .71.
     pub fn member(&self, place: u8, index: u8) -> Ipv4Addr {
         self.host(11 + PLACE * place + index)

@@ -109,6 +109,17 @@ impl Etcd {
         Ok(())
     }
 
+    /// No nodes: the cluster stands on something else.
+    pub(crate) fn none() -> Self {
+        Self { nodes: Vec::new(), initial_cluster: String::new(), guard: None, auth: false }
+    }
+
+    /// What `patroni.yml` says of its store.
+    pub(crate) fn patroni(&self) -> Value {
+        let hosts: Vec<String> = self.addresses().iter().map(SocketAddr::to_string).collect();
+        json!({ "etcd3": { "hosts": hosts } })
+    }
+
     fn start_server(&self, site: &Site, name: &str, address: Ipv4Addr) -> Result<Server> {
         let client = self.url(address);
         let own = format!("{client},http://{address}:{OWN_PORT}");

@@ -96,6 +96,11 @@ pub async fn send(
     timed(DEADLINE, place.into(), method, path, body.to_string()).await
 }
 
+/// `METHOD path` with a body of plain text.
+pub async fn send_text(address: SocketAddr, method: Method, path: &str, body: &str) -> Result<Answer> {
+    timed(DEADLINE, address.into(), method, path, body.to_owned()).await
+}
+
 /// As [`send`], for requests that take as long as a switchover takes.
 pub async fn send_slow(
     place: impl Into<Place>,

@@ -48,11 +48,12 @@ pub struct Member {
 }
 
 impl Member {
-    /// Writes the configuration and starts Patroni, which makes the database or copies it from the leader.
+    /// Writes the configuration and starts Patroni, which makes the database or copies it from the leader. `store`: the part
+    /// of the configuration that names the store.
     pub fn start(
         site: &Site,
         index: u8,
-        endpoints: &[SocketAddr],
+        store: &Value,
         cluster: &ClusterOptions,
         options: &MemberOptions,
     ) -> Result<Self> {
@@ -64,7 +65,8 @@ impl Member {
             0 => site.subdirectory(&name)?,
             _ => site.subdirectory(&format!("{}-{name}", cluster.scope))?,
         };
-        let mut settings = configuration(site, &name, (postgres, rest), endpoints, cluster, options);
+        let mut settings = configuration(site, &name, (postgres, rest), cluster, options);
+        merge(&mut settings, store);
         merge(&mut settings, &cluster.patroni);
         if let Some(patch) = &options.patroni {
             merge(&mut settings, patch);
@@ -253,17 +255,14 @@ fn configuration(
     site: &Site,
     name: &str,
     (postgres, rest): (SocketAddr, SocketAddr),
-    endpoints: &[SocketAddr],
     cluster: &ClusterOptions,
     options: &MemberOptions,
 ) -> Value {
-    let hosts: Vec<String> = endpoints.iter().map(SocketAddr::to_string).collect();
     json!({
         "scope": cluster.scope,
         "namespace": NAMESPACE,
         "name": name,
         "restapi": { "listen": rest, "connect_address": rest },
-        "etcd3": { "hosts": hosts },
         "bootstrap": {
             "dcs": cluster.dynamic_configuration(),
             "initdb": [{ "encoding": "UTF8" }, { "locale": "C.UTF-8" }, "data-checksums", "no-sync"],

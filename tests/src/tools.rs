@@ -77,6 +77,13 @@ fn faketime() -> Result<PathBuf> {
         .with_context(|| format!("libfaketime is not installed: run {INSTALLER}"))
 }
 
+impl Tools {
+    /// `consul`, which only some tests need.
+    pub fn consul(&self) -> Result<PathBuf> {
+        resolved(".cache/consul/consul", "Consul")
+    }
+}
+
 pub(crate) fn program(name: &str) -> Result<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let usual = ["/usr/sbin", "/sbin", "/usr/local/sbin"].map(PathBuf::from);

@@ -48,8 +48,8 @@ struct Authorities {
 
 fn certificates(site: &Site) -> Result<Authorities> {
     let pki = Authorities { etcd: Pki::new(site, "pki")?, patroni: Pki::new(site, "patroni-pki")? };
-    let addresses = |of: fn(&Addresses, u8) -> std::net::Ipv4Addr| -> Vec<IpAddr> {
-        (0..3).map(|index| of(&site.addresses, index).into()).collect()
+    let addresses = |of: fn(&Addresses, u8, u8) -> std::net::Ipv4Addr| -> Vec<IpAddr> {
+        (0..3).map(|index| of(&site.addresses, 0, index).into()).collect()
     };
     pki.etcd.leaf(site, "etcd", &addresses(Addresses::etcd), &["localhost"])?;
     pki.etcd.leaf(site, "client", &[], &[])?;

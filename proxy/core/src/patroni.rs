@@ -25,6 +25,7 @@ mod values;
 mod tests;
 
 pub use rest::parse_status;
+pub(crate) use values::excerpt;
 
 /// Longer values are not read: etcd takes no more than 1.5 MiB, Consul 512 KiB, Patroni writes some KiB.
 const MAX_VALUE: usize = 1 << 20;
@@ -163,7 +164,7 @@ impl Keyspace {
     fn stray_leader(&self) -> Option<Complaint> {
         let name = &self.keys.leader.good.as_ref()?.member;
         let known = self.keys.members.get(name).is_some_and(|slot| slot.good.is_some());
-        let problem = format!("it names {}, which has no usable member key", values::excerpt(name.as_str()));
+        let problem = format!("it names {}, which has no usable member key", excerpt(name.as_str()));
         (!known).then(|| Complaint { key: "leader".to_owned(), problem })
     }
 }

@@ -18,7 +18,10 @@ use tokio::sync::watch;
 use crate::clock::Clock;
 
 mod backoff;
+mod consul;
+mod endpoints;
 mod etcd;
+mod guard;
 
 /// Runs a cluster's source for ever. `stats` must be of the same cluster ([`SourceStats::new`]). `uneasy`: whether a
 /// source that has to look by itself should look more often than in peace.
@@ -32,7 +35,8 @@ pub async fn run(
     let _ = uneasy; // stores tell by themselves
     match &cluster.discovery {
         Discovery::Etcd(etcd) => etcd::run(cluster, etcd, outlet).await,
-        Discovery::Consul(_) | Discovery::Patroni(_) | Discovery::Static(_) => unbuilt(outlet).await,
+        Discovery::Consul(consul) => consul::run(cluster, consul, outlet).await,
+        Discovery::Patroni(_) | Discovery::Static(_) => unbuilt(outlet).await,
     }
 }
 
@@ -159,7 +163,6 @@ impl Outlet<'_> {
     }
 
     /// A snapshot that is not of now: it says whom to ask, not where to route.
-    #[expect(dead_code, reason = "the sources that need it follow")]
     async fn remembered(&mut self, view: ClusterView) {
         self.send(Event::Remembered(Box::new(view))).await;
     }

@@ -15,12 +15,13 @@ pub(crate) struct Certs {
 
 impl Certs {
     /// `ca.pem`, `server.pem` for these addresses and `localhost`, `client.pem` and `reader.pem`, their keys, and
-    /// `other-ca.pem`. The common names are those of the files.
+    /// `other-ca.pem`, which signed `stranger.pem`. The common names are those of the files.
     pub(crate) fn new(ips: &[String]) -> Self {
         let certs = Self { dir: tempfile::tempdir().unwrap(), ips: ips.to_vec() };
         let issuer = certs.authority("ca");
-        certs.authority("other-ca");
+        let other = certs.authority("other-ca");
         certs.leaves(&issuer);
+        certs.leaf("stranger", &other, &[]);
         certs
     }
 

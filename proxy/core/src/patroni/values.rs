@@ -202,7 +202,7 @@ pub(super) fn initialize(value: &[u8]) -> Parsed<Option<Arc<str>>> {
 }
 
 /// A text from outside, short enough to be shown, in quotes.
-pub(super) fn excerpt(text: &str) -> String {
+pub(crate) fn excerpt(text: &str) -> String {
     let short: String = text.chars().take(60).collect();
     if short.len() < text.len() { format!("{short:?}…") } else { format!("{short:?}") }
 }
