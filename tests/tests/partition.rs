@@ -103,6 +103,7 @@ impl Partition {
         }
         self.network.set(Weather::Frozen);
         self.cut_off.wait_store("lost").await?;
+        let killing = Instant::now();
         self.cluster.kill_member(&old).await?;
         let killed = Instant::now();
         let others: Vec<_> = self.cluster.members().iter().filter(|member| member.name() != old).collect();
@@ -116,7 +117,7 @@ impl Partition {
             clients.wait_served(5, SOON).await?;
             let served = clients.finish().await;
             // Whoever was just being served went down with it.
-            served.check_none_failed(Some(&(killed - SLOW..=killed + EVERY)))?;
+            served.check_none_failed(Some(&(killing..=killed + EVERY)))?;
             let verdict = stopwatch::judge(name, &served.0, address, new, written)?;
             judge("the primary killed", &verdict)?;
             shares.push(verdict.share_ms);
