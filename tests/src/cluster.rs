@@ -143,7 +143,7 @@ impl Cluster {
 
     async fn build(site: Site, turn: SemaphorePermit<'static>, options: &ClusterOptions) -> Result<Self> {
         (options.progress)("starting etcd");
-        let etcd = Etcd::start_guarded(&site, options.etcd_nodes, options.etcd_guard.as_ref()).await?;
+        let etcd = Etcd::start(&site, options.etcd_nodes, options.etcd_guard.as_ref()).await?;
         let mut cluster = Self { etcd, members: Vec::new(), site, _turn: turn };
         cluster.write_patronictl_configuration()?;
         (options.progress)("making the first member, pg1");

@@ -68,12 +68,7 @@ struct Node {
 
 impl Etcd {
     /// Starts `count` nodes and waits until each answers a linearizable read.
-    pub async fn start(site: &Site, count: u8) -> Result<Self> {
-        Self::start_guarded(site, count, None).await
-    }
-
-    /// The same with TLS and users, if they are given.
-    pub async fn start_guarded(site: &Site, count: u8, guard: Option<&EtcdGuard>) -> Result<Self> {
+    pub async fn start(site: &Site, count: u8, guard: Option<&EtcdGuard>) -> Result<Self> {
         ensure!((1..=3).contains(&count), "etcd has one to three nodes here");
         let addresses: Vec<_> =
             (0..count).map(|index| (node_name(index), site.addresses.etcd(index))).collect();
