@@ -43,7 +43,8 @@ fn follow_the_documentation(etcd: &mut EtcdCluster) {
 fn login(etcd: &EtcdCluster, user: &str, password: &str) -> String {
     let file = etcd.dir().join("password");
     fs::write(&file, format!("{password}\n")).unwrap();
-    format!("endpoints = [{}], username = {user:?}, password_file = {file:?}", etcd.endpoints())
+    let (endpoints, file) = (etcd.endpoints(), file.to_str().unwrap());
+    format!("endpoints = [{endpoints}], username = {user:?}, password_file = {file:?}")
 }
 
 fn tls(etcd: &EtcdCluster, ca: &str, client: &str) -> String {

@@ -1,5 +1,5 @@
 //! What several integration tests share.
-#![allow(dead_code, reason = "each test uses a part of it")]
+#![allow(dead_code, unused_imports, unused_macros, reason = "each test uses a part of it")]
 
 pub(crate) mod certs;
 pub(crate) mod consul;
