@@ -15,7 +15,7 @@ const SOON: Duration = Duration::from_secs(20);
 const CHANGE: Duration = Duration::from_secs(60);
 const EVERY: Duration = Duration::from_millis(50);
 /// Nobody may wait as long as this for the other cluster's sake.
-const SLOW: Duration = Duration::from_secs(1);
+const SLOW: Duration = Duration::from_secs(2);
 /// What may pass between a change in the store and the moment at which we look: the machine is busy.
 const NOTICE: Duration = Duration::from_millis(200);
 const SECOND: &str = "second";
