@@ -56,7 +56,7 @@ impl Consul {
     pub async fn start(site: &Site, servers: u8, members: u8) -> Result<Self> {
         ensure!((1..=3).contains(&servers), "Consul has one to three servers here");
         let addresses: Vec<_> = (0..servers).map(|index| site.addresses.consul(index)).collect();
-        let hosts: Vec<_> = (0..members).map(|index| site.addresses.member(index)).collect();
+        let hosts: Vec<_> = (0..members).map(|index| site.addresses.member(0, index)).collect();
         let pki = Pki::new(site, "consul-pki")?;
         let all: Vec<IpAddr> = addresses.iter().chain(&hosts).copied().map(IpAddr::from).collect();
         pki.leaf(site, "consul", &all, &[SERVER_NAME, "localhost"])?;

@@ -30,11 +30,12 @@ pub mod tools;
 pub mod wait;
 pub mod watchers;
 
-pub use addresses::Addresses;
+pub use addresses::{Addresses, Ports6};
 pub use balancer::Balancer;
 pub use clients::Clients;
 pub use cluster::{Cluster, ClusterOptions};
 pub use consul::Consul;
+pub use etcd::{EtcdGuard, EtcdUser};
 pub use haproxy::{HaProxy, HaProxyChecks};
 pub use member::MemberOptions;
 pub use network::{FakeNetwork, Weather};

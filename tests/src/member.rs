@@ -1,13 +1,15 @@
 //! One member: Patroni with its PostgreSQL.
 
-use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
+use tokio_rustls::rustls::ClientConfig;
 
-use crate::cluster::{ClusterOptions, NAMESPACE, SCOPE, merge};
+use crate::cluster::{ClusterOptions, NAMESPACE, merge};
 use crate::process::{RunAs, Server};
 use crate::site::Site;
 use crate::{http, sql};
@@ -24,14 +26,25 @@ pub struct MemberOptions {
     pub tags: Option<Value>,
     /// Laid over this member's configuration file of Patroni, after the cluster's own patch (RFC 7396).
     pub patroni: Option<Value>,
+    /// Where PostgreSQL and Patroni's REST API listen, instead of the usual ports of an address of its own.
+    pub at: Option<(SocketAddr, SocketAddr)>,
+    /// Another Patroni than the newest.
+    pub program: Option<PathBuf>,
+    /// A command in front of Patroni that runs it in its own place: `env NAME=VALUE`, say.
+    pub wrapper: Vec<String>,
 }
 
 /// A started member. Its directory holds `patroni.yml`, `data/` and `log`.
 #[derive(Debug)]
 pub struct Member {
     name: String,
-    address: Ipv4Addr,
+    postgres: SocketAddr,
+    rest: SocketAddr,
+    /// What runs Patroni.
+    command: Vec<String>,
     server: Server,
+    /// How its REST API is spoken to, where that is not in the clear.
+    tls: Option<Arc<ClientConfig>>,
 }
 
 impl Member {
@@ -44,10 +57,15 @@ impl Member {
         cluster: &ClusterOptions,
         options: &MemberOptions,
     ) -> Result<Self> {
-        let name = member_name(index);
-        let address = site.addresses.member(index);
-        let directory = site.subdirectory(&name)?;
-        let mut settings = configuration(site, &name, address, cluster, options);
+        let name = format!("pg{}", index + 1);
+        let address = site.addresses.member(cluster.place, index);
+        let usual = (SocketAddr::from((address, POSTGRES_PORT)), SocketAddr::from((address, REST_PORT)));
+        let (postgres, rest) = options.at.unwrap_or(usual);
+        let directory = match cluster.place {
+            0 => site.subdirectory(&name)?,
+            _ => site.subdirectory(&format!("{}-{name}", cluster.scope))?,
+        };
+        let mut settings = configuration(site, &name, (postgres, rest), cluster, options);
         merge(&mut settings, store);
         merge(&mut settings, &cluster.patroni);
         if let Some(patch) = &options.patroni {
@@ -55,8 +73,11 @@ impl Member {
         }
         // JSON is YAML.
         std::fs::write(directory.join("patroni.yml"), serde_json::to_string_pretty(&settings)?)?;
-        let server = start_server(site, &directory)?;
-        Ok(Self { name, address, server })
+        let program = options.program.clone().unwrap_or_else(|| site.tools.patroni.clone());
+        let command =
+            [&options.wrapper[..], &[program.display().to_string(), "patroni.yml".to_owned()]].concat();
+        let server = start_server(site, &directory, &command)?;
+        Ok(Self { name, postgres, rest, command, server, tls: rest_tls(&settings)? })
     }
 
     /// `pg1`, `pg2`, …
@@ -66,12 +87,17 @@ impl Member {
 
     /// Where PostgreSQL listens.
     pub fn postgres(&self) -> SocketAddr {
-        SocketAddr::from((self.address, POSTGRES_PORT))
+        self.postgres
     }
 
     /// Where Patroni's REST API listens.
     pub fn rest(&self) -> SocketAddr {
-        SocketAddr::from((self.address, REST_PORT))
+        self.rest
+    }
+
+    /// Where and how Patroni's REST API is spoken to.
+    pub fn rest_place(&self) -> http::Place {
+        http::Place::from(self.rest()).over(self.tls.clone())
     }
 
     /// A libpq connection string that goes directly to this server.
@@ -91,7 +117,7 @@ impl Member {
 
     /// Patroni's answer to `GET /patroni`; its status code says little and is ignored.
     pub async fn status(&self) -> Result<Status> {
-        let body = http::get(self.rest(), "/patroni").await?.json()?;
+        let body = http::get(self.rest_place(), "/patroni").await?.json()?;
         Ok(Status { name: self.name.clone(), body })
     }
 
@@ -130,10 +156,19 @@ impl Member {
         Ok(())
     }
 
+    /// Merges `patch` into its configuration file (RFC 7396) and has Patroni read it again (SIGHUP).
+    pub fn reconfigure(&self, patch: &Value) -> Result<()> {
+        let file = self.server.directory().join("patroni.yml");
+        let mut settings = serde_json::from_str(&std::fs::read_to_string(&file)?)?;
+        merge(&mut settings, patch);
+        std::fs::write(&file, serde_json::to_string_pretty(&settings)?)?;
+        self.signal_patroni(Signal::HUP)
+    }
+
     /// Starts a killed member again, on its old data.
     pub async fn restart(&mut self, site: &Site) -> Result<()> {
         self.server.kill().await?;
-        self.server = start_server(site, self.server.directory())?;
+        self.server = start_server(site, self.server.directory(), &self.command)?;
         Ok(())
     }
 }
@@ -167,6 +202,14 @@ impl Status {
         Ok(())
     }
 
+    /// An error, unless it is a running primary, or the running leader of a standby cluster.
+    pub fn check_leader(&self) -> Result<()> {
+        if self.text("role") == "standby_leader" && self.text("state") == "running" {
+            return Ok(());
+        }
+        self.check_primary()
+    }
+
     /// An error, unless it is a running replica that streams from `primary` and has replayed what that had written.
     pub fn check_replica_of(&self, primary: &Self) -> Result<()> {
         // Absent also while the server waits for its replication slot; Patroni 3.0 never says it.
@@ -193,25 +236,30 @@ impl Status {
     }
 }
 
-fn member_name(index: u8) -> String {
-    format!("pg{}", index + 1)
+/// `command`: Patroni with its configuration file, and what runs it.
+fn start_server(site: &Site, directory: &Path, command: &[String]) -> Result<Server> {
+    let (program, arguments) = command.split_first().context("no program")?;
+    Server::start(site, RunAs::Servers, directory, Path::new(program), arguments)
 }
 
-fn start_server(site: &Site, directory: &Path) -> Result<Server> {
-    Server::start(site, RunAs::Servers, directory, &site.tools.patroni, ["patroni.yml"])
+/// As another member's Patroni would speak to this one: `ctl` in its configuration.
+fn rest_tls(settings: &Value) -> Result<Option<Arc<ClientConfig>>> {
+    if settings.pointer("/restapi/certfile").is_none() {
+        return Ok(None);
+    }
+    let file = |pointer| settings.pointer(pointer).and_then(Value::as_str).context(pointer).map(Path::new);
+    http::tls(file("/ctl/cacert")?, file("/ctl/certfile")?, file("/ctl/keyfile")?).map(Some)
 }
 
 fn configuration(
     site: &Site,
     name: &str,
-    address: Ipv4Addr,
+    (postgres, rest): (SocketAddr, SocketAddr),
     cluster: &ClusterOptions,
     options: &MemberOptions,
 ) -> Value {
-    let rest = format!("{address}:{REST_PORT}");
-    let postgres = format!("{address}:{POSTGRES_PORT}");
     json!({
-        "scope": SCOPE,
+        "scope": cluster.scope,
         "namespace": NAMESPACE,
         "name": name,
         "restapi": { "listen": rest, "connect_address": rest },
@@ -234,6 +282,8 @@ fn configuration(
                 "local all all trust",
                 "host all all 127.0.0.0/8 trust",
                 "host replication replicator 127.0.0.0/8 trust",
+                "host all all ::1/128 trust",
+                "host replication replicator ::1/128 trust",
             ],
             "parameters": {
                 // The path of a socket is limited to 107 bytes: relative to the data directory it always fits. Not

@@ -254,10 +254,13 @@ impl Topology {
         }
         self.touched = true;
         self.remembered = true;
-        for (name, member) in view.members {
-            let mut member = Member::new(member);
-            member.gone_since = Some(now);
-            self.members.entry(name).or_insert(member);
+        for (name, view) in view.members {
+            if let Some(known) = self.members.get_mut(&name) {
+                known.view = view; // a later memory is a better one
+            } else {
+                let member = self.members.entry(name).or_insert(Member::new(view));
+                member.gone_since = Some(now);
+            }
         }
         let ClusterView { settings, history, .. } = view;
         self.view = Some(ClusterView { settings, history, ..ClusterView::default() });
@@ -371,7 +374,9 @@ impl Topology {
         if before.standby_cluster != standby {
             self.note(Loudness::Info, None, What::StandbyCluster { standby });
             self.doubt(now, "the cluster follows another one, or no longer does", false);
-            if standby && let Some(owner) = self.owner.as_ref().map(|owner| owner.member.clone()) {
+            if !standby {
+                self.end_promoted_terms();
+            } else if let Some(owner) = self.owner.as_ref().map(|owner| owner.member.clone()) {
                 self.end_terms(&owner, RevokeReason::Demoted, |_, role| role == GrantRole::Primary);
             }
         }

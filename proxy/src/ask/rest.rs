@@ -54,12 +54,12 @@ impl Patroni {
         if self.client.is_fresh(&origin) {
             self.headers = authorization(self.credentials.clone()).await;
         }
-        let answer = self.client.get(&origin, path, &self.headers).await.map_err(failure)?;
+        let answer = self.client.get(&origin, path, &self.headers).await.map_err(|error| failure(&error))?;
         Ok(answer.body)
     }
 }
 
-fn failure(error: HttpError) -> Failure {
+fn failure(error: &HttpError) -> Failure {
     let kind = match error {
         HttpError::NotHttp(_) | HttpError::TooLong { .. } => AskError::Nonsense,
         _ if error.is_refused() => AskError::Refused,

@@ -34,6 +34,11 @@ impl Endpoints {
         self.rota.index()
     }
 
+    /// How often every endpoint has been tried since one proved itself.
+    pub(super) fn round(&self) -> usize {
+        self.rota.round()
+    }
+
     /// This one answered. Returns what is over by that.
     pub(super) fn answered(&mut self, index: usize) -> Option<Failure> {
         self.rota.answered();

@@ -49,7 +49,7 @@ pub(super) async fn run(cluster: &Cluster, etcd: &Etcd, outlet: Outlet<'_>) -> I
         prefix,
         etcd,
         outlet,
-        keys: Keyspace::new(),
+        keys: Keyspace::leading_to(cluster.connect_to),
         guard: Guard::default(),
         endpoints: Endpoints::new("etcd", etcd.endpoints.len()),
     };
@@ -97,7 +97,9 @@ impl Source<'_> {
 
     /// Reads and watches at one endpoint until something fails.
     async fn follow(&mut self, index: usize, endpoint: &Endpoint) -> Result<Infallible, End> {
-        let store = Box::pin(connection::open(self.etcd, endpoint)).await.map_err(End::Endpoint)?;
+        let store = Box::pin(connection::open(self.etcd, endpoint, self.endpoints.round()))
+            .await
+            .map_err(End::Endpoint)?;
         let revision = self.read(&store).await.map_err(End::Endpoint)?;
         let read_at = self.outlet.now();
         self.outlet.stats.connected.store(index, Ordering::Relaxed);
