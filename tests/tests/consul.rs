@@ -47,10 +47,10 @@ fn configuration(cluster: &Cluster, address: Ipv4Addr) -> Result<String> {
     let example = tools::repository().join("config/examples/2-patroni-consul.toml");
     let mut text = std::fs::read_to_string(example)?;
     let consul = cluster.consul()?;
-    let file = |name: &str| format!("{:?}", consul.pki.path(name));
+    let file = |name: &str| format!("\"{}\"", consul.pki.path(name).display());
     for (old, new) in [
         ("[\"https://127.0.0.1:8501\"]", format!("{:?}", consul.endpoints())),
-        ("\"consul.token\"", format!("{:?}", consul.token_file())),
+        ("\"consul.token\"", format!("\"{}\"", consul.token_file().display())),
         ("\"ca.pem\"", file("ca.pem")),
         ("\"client.pem\"", file("pointsman.pem")),
         ("\"client.key\"", file("pointsman.key")),

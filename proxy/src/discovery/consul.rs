@@ -113,7 +113,7 @@ impl Source<'_> {
         let mut pace = Pace::new();
         let mut at = self.first(index, agent).await?;
         loop {
-            sleep(pace.before_next()).await;
+            pace.next().await;
             let answer = agent.list(at).await?;
             self.endpoints.proved();
             // An index that goes back (its highest key was deleted long ago, or the store is another) starts anew.

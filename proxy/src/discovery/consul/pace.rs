@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 /// So many reads may follow each other at once.
 const BURST: u32 = 100;
@@ -22,8 +22,17 @@ impl Pace {
         Self { full_at: Instant::now() }
     }
 
+    /// Waits until the next read may begin: hardly ever.
+    pub(super) async fn next(&mut self) {
+        let pause = self.before_next();
+        // Even an empty sleep lasts until the timer's next tick, a millisecond away.
+        if !pause.is_zero() {
+            sleep(pause).await;
+        }
+    }
+
     /// How long to wait before the next read, which is counted by this.
-    pub(super) fn before_next(&mut self) -> Duration {
+    fn before_next(&mut self) -> Duration {
         let now = Instant::now();
         self.full_at = self.full_at.max(now) + EACH;
         (self.full_at - now).saturating_sub(EACH * BURST)
