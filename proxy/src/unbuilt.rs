@@ -8,14 +8,11 @@ pub fn unbuilt(config: &Config) -> Vec<String> {
     let mut missing = Vec::new();
     for cluster in &config.clusters {
         let name = &cluster.name;
-        if !matches!(cluster.discovery, Discovery::Etcd(_)) {
+        if !matches!(cluster.discovery, Discovery::Etcd(_) | Discovery::Static(_)) {
             missing.push(format!(
-                "clusters.{name}.discovery.{}: only etcd is built yet",
+                "clusters.{name}.discovery.{}: only etcd and static are built yet",
                 cluster.discovery.as_str()
             ));
-        }
-        if cluster.sql.is_some() {
-            missing.push(format!("clusters.{name}.sql: SQL probes are not built yet"));
         }
     }
     for listener in &config.listeners {
