@@ -19,6 +19,7 @@ pub mod http;
 pub mod member;
 pub mod network;
 pub mod pki;
+pub mod plain;
 pub mod pointsman;
 pub mod process;
 pub mod shared;
@@ -36,6 +37,7 @@ pub use haproxy::{HaProxy, HaProxyChecks};
 pub use member::MemberOptions;
 pub use network::{FakeNetwork, Weather};
 pub use pki::Pki;
+pub use plain::Plain;
 pub use pointsman::Pointsman;
 pub use site::Site;
 

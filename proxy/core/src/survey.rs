@@ -20,7 +20,7 @@ use crate::sql::Failure;
 use crate::time::Moment;
 use crate::view::{
     Address, ClusterSettings, ClusterView, Complaint, LeaderKey, MemberName, MemberRole, MemberState,
-    MemberView, Replication, Revision, Tags, Timeline,
+    MemberView, Replication, Revision, Tags, Timeline, TimelineSwitch,
 };
 
 #[cfg(test)]
@@ -30,6 +30,8 @@ mod tests;
 const FALL: u32 = 2;
 /// How often each member is asked at least, in seconds: the `loop_wait` of such a cluster.
 const LOOK_EVERY: u32 = 2;
+/// How many ends of timelines are remembered.
+const HISTORY: usize = 16;
 
 /// What the members of a fixed list have said so far.
 #[derive(Clone, Debug)]
@@ -136,6 +138,7 @@ impl Survey {
                 .map(|(name, member)| (name.clone(), self.describe(name, member, leader.as_ref(), next)))
                 .collect(),
             complaints: self.complaints(leader.as_ref()),
+            history: self.history(leader.as_ref()),
             ..self.view.clone()
         };
         if view == self.view {
@@ -191,6 +194,29 @@ impl Survey {
         let position = status.position?;
         let kept = self.view.optime.filter(|(last, _)| *last == position);
         Some(kept.unwrap_or((position, next)))
+    }
+
+    /// Where timelines ended, at the latest: the first position that was seen of the one that took over. Who has replayed
+    /// beyond it on the old timeline follows somebody else.
+    fn history(&self, leader: Option<&MemberName>) -> Vec<TimelineSwitch> {
+        let mut history = self.view.history.clone();
+        let status = leader.and_then(|name| self.members.get(name)?.word.as_ref()).map(|(_, status)| status);
+        let known = history.last().map_or(self.led_on(), |last| last.timeline.0.saturating_add(1));
+        if let Some(Status { timeline: Some(timeline), position: Some(end), .. }) = status
+            && known > 0
+            && timeline.0 > known
+        {
+            let before = Timeline(timeline.0.saturating_sub(1));
+            history.push(TimelineSwitch { timeline: before, end: *end });
+            history.drain(..history.len().saturating_sub(HISTORY));
+        }
+        history
+    }
+
+    /// The timeline of the leader so far; 0: nobody has led.
+    fn led_on(&self) -> u32 {
+        let leader = self.view.leader.as_ref().and_then(|key| self.view.members.get(&key.member));
+        number(leader.and_then(|leader| leader.timeline))
     }
 
     fn describe(

@@ -149,7 +149,7 @@ impl Way {
         if let Some(password) = &means.password {
             config.password(password.expose());
         }
-        let handshake = Handshake(means.tls.as_ref().map(TlsParts::clone));
+        let handshake = Handshake(means.tls.clone());
         let (client, connection) = config
             .connect_raw(stream, handshake)
             .await
@@ -195,10 +195,9 @@ impl Line {
             },
         };
         let messages = answer.map_err(|error| failure(&error))?;
-        let row = messages.iter().find_map(|message| match message {
-            SimpleQueryMessage::Row(row) => Some(row),
-            _ => None,
-        });
+        let row = messages
+            .iter()
+            .find_map(|message| if let SimpleQueryMessage::Row(row) = message { Some(row) } else { None });
         let row = row.ok_or_else(|| (AskError::Nonsense, "the answer has no row".to_owned()))?;
         let columns: Vec<Option<&str>> =
             (0..row.len()).map(|index| row.try_get(index).ok().flatten()).collect();

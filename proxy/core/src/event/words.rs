@@ -102,6 +102,7 @@ impl What {
             Self::StoreBack { .. } => "store-back",
             Self::FollowedMembers { .. } => "followed-members",
             Self::Contradiction { .. } => "contradiction",
+            Self::Nonsense { key, .. } if key.is_empty() => "contradiction",
             Self::Nonsense { .. } => "nonsense",
             Self::Paused { .. } => "paused",
             Self::StandbyCluster { .. } => "standby-cluster",

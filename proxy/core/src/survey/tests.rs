@@ -109,6 +109,8 @@ fn a_silent_leader_stays_named_until_another_is_promoted() {
     assert_eq!(bench.survey.view().unwrap().leader, key);
     bench.says(2, primary(2));
     assert_eq!(bench.leader(), Some("pg2"));
+    let end = TimelineSwitch { timeline: Timeline(1), end: Lsn(1000) };
+    assert_eq!(bench.survey.view().unwrap().history, [end]);
     // The old one comes back to life.
     assert_eq!(bench.says(1, primary(1)), News::Roles);
     assert_eq!(bench.leader(), Some("pg2"));

@@ -159,6 +159,9 @@ impl Topology {
         let contradictions =
             self.members.iter().filter_map(|(name, member)| Some((name, member.contradiction(now)?)));
         alarms.extend(contradictions.map(|(name, contradiction)| format!("{name}: {contradiction}")));
+        let denied = self.members.iter().filter(|(_, member)| member.denied && self.policy.sql);
+        alarms
+            .extend(denied.map(|(name, _)| format!("{name} does not let us in over SQL; the log says why")));
         let of_cluster = self.complaints.iter().filter(|complaint| complaint.key.is_empty());
         alarms.extend(of_cluster.map(|complaint| complaint.problem.clone()));
         if let Some(owner) = &self.owner

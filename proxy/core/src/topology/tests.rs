@@ -7,3 +7,4 @@ mod listeners;
 mod replicas;
 mod time;
 mod without_store;
+mod witnesses;

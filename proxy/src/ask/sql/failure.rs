@@ -47,13 +47,16 @@ pub(super) fn is_by_tls(error: &Error) -> bool {
 
 /// A connection that was refused, or broke.
 pub(super) fn of_io(error: &io::Error) -> Failure {
-    let kind = match error.kind() {
-        io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => AskError::Refused,
-        io::ErrorKind::TimedOut => AskError::TimedOut,
-        io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData if tls::explain(error).is_none() => {
-            AskError::Nonsense
-        }
-        _ => AskError::Unreachable,
+    use io::ErrorKind::{ConnectionRefused, ConnectionReset, InvalidData, InvalidInput, TimedOut};
+    let is = |kinds: &[io::ErrorKind]| kinds.contains(&error.kind());
+    let kind = if is(&[ConnectionRefused, ConnectionReset]) {
+        AskError::Refused
+    } else if is(&[TimedOut]) {
+        AskError::TimedOut
+    } else if is(&[InvalidInput, InvalidData]) && tls::explain(error).is_none() {
+        AskError::Nonsense
+    } else {
+        AskError::Unreachable
     };
     (kind, connect::explain(error))
 }
