@@ -70,8 +70,15 @@ impl Lab {
         let tls = format!("tls = \"verify-full\", ca = \"{}\"", pki.path("ca.pem").display());
         let pointsman = Pointsman::start_with(&site, 0, &configuration(&site, &tls)?).await?;
         let lab = Self { servers: vec![pg1, pg2, pg3], pointsman, site };
-        lab.pointsman.wait_replicas(2).await?;
+        lab.pointsman.wait_replicas(2).await.with_context(|| lab.notes())?;
         Ok(lab)
+    }
+
+    /// What Pointsman has said, but for the sessions.
+    fn notes(&self) -> String {
+        let log = self.pointsman.log().unwrap_or_default();
+        let notes: Vec<&str> = log.lines().filter(|line| !line.contains("session ended")).collect();
+        notes.join("\n")
     }
 
     fn pg(&self, number: usize) -> Result<&Plain> {
@@ -111,11 +118,7 @@ impl Lab {
 async fn a_cluster_under_repmgr() -> Result<()> {
     let mut lab = Lab::start().await?;
     let outcome = story(&mut lab).await;
-    outcome.with_context(|| {
-        let log = lab.pointsman.log().unwrap_or_default();
-        let notes: Vec<&str> = log.lines().filter(|line| !line.contains("session ended")).collect();
-        notes.join("\n")
-    })
+    outcome.with_context(|| lab.notes())
 }
 
 async fn story(lab: &mut Lab) -> Result<()> {
