@@ -108,6 +108,11 @@ impl Survey {
         (self.view.revision > Revision(0)).then_some(&self.view)
     }
 
+    /// Who leads.
+    pub fn leader(&self) -> Option<&MemberName> {
+        self.view.leader.as_ref().map(|key| &key.member)
+    }
+
     /// Why nothing is known of now: no member answers. `None`: one does.
     pub fn silence(&self) -> Option<String> {
         let mut all = String::new();
@@ -158,7 +163,7 @@ impl Survey {
     /// Who leads.
     fn choose(&self) -> Option<MemberName> {
         let best = self.best_claims();
-        let incumbent = self.view.leader.as_ref().map(|key| &key.member);
+        let incumbent = self.leader();
         if let Some(claim) = best.iter().find(|claim| Some(claim.member) == incumbent) {
             return Some(claim.member.clone());
         }

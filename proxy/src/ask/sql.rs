@@ -5,9 +5,11 @@
 //! Nothing here has a deadline of its own but the attempts at several addresses; a question that was dropped half-way
 //! leaves no connection behind.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use pointsman_config::{ClientTls, Secret, Sql, SqlTls, System, Verify};
 use pointsman_core::event::{AskError, Status};
 use pointsman_core::sql::{QUESTION, parse_row};
@@ -50,6 +52,8 @@ struct Line {
     allowance: wire::Allowance,
     address: Address,
     since: Instant,
+    /// The other side has ended it.
+    over: bool,
 }
 
 /// Why a connection did not come about.
@@ -69,6 +73,11 @@ impl Server {
         self.line = None;
     }
 
+    /// Whether the next question needs no new connection, as far as is known.
+    pub(crate) fn is_connected(&self) -> bool {
+        self.line.as_ref().is_some_and(|line| line.since.elapsed() < RENEW)
+    }
+
     /// What it says of itself; the addresses are tried in order. A kept connection that turns out to be dead is replaced
     /// within the same question.
     pub(crate) async fn status(&mut self, addresses: &Arc<[Address]>) -> Result<Status, Failure> {
@@ -77,13 +86,13 @@ impl Server {
                 line = self.way.renew(line, addresses).await?;
             }
             if let Ok(status) = line.ask().await {
-                self.line = Some(line);
+                self.line = Some(line).filter(|line| !line.over);
                 return Ok(status);
             }
         }
         let mut line = self.way.connect(addresses).await?;
         let status = line.ask().await?;
-        self.line = Some(line);
+        self.line = Some(line).filter(|line| !line.over);
         Ok(status)
     }
 }
@@ -154,7 +163,14 @@ impl Way {
             .connect_raw(stream, handshake)
             .await
             .map_err(|error| Refusal { failure: failure(&error), by_tls: failure::is_by_tls(&error) })?;
-        Ok(Line { client, connection, allowance, address: address.clone(), since: Instant::now() })
+        Ok(Line {
+            client,
+            connection,
+            allowance,
+            address: address.clone(),
+            since: Instant::now(),
+            over: false,
+        })
     }
 }
 
@@ -186,13 +202,22 @@ impl Means {
 impl Line {
     async fn ask(&mut self) -> Result<Status, Failure> {
         self.allowance.renew();
+        let mut asking = pin!(self.client.simple_query(QUESTION));
         let answer = tokio::select! {
             biased;
-            answer = self.client.simple_query(QUESTION) => answer,
-            end = &mut self.connection => match end {
-                Err(error) => Err(error),
-                Ok(()) => return Err((AskError::Unreachable, "the connection was closed by the other side".to_owned())),
-            },
+            answer = &mut asking => answer,
+            end = &mut self.connection => {
+                self.over = true;
+                // The last that came may be the answer.
+                match (asking.now_or_never(), end) {
+                    (Some(Ok(answer)), _) => Ok(answer),
+                    (_, Err(error)) | (Some(Err(error)), Ok(())) => Err(error),
+                    (None, Ok(())) => {
+                        let why = "the connection was closed by the other side".to_owned();
+                        return Err((AskError::Unreachable, why));
+                    }
+                }
+            }
         };
         let messages = answer.map_err(|error| failure(&error))?;
         let row = messages

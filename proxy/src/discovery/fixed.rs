@@ -13,7 +13,7 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use pointsman_config::{Cluster, Probe, Sql, StalePrimary, StaticMember, StaticMembers};
-use pointsman_core::event::{AskError, Status};
+use pointsman_core::event::{Answer, AskError, Status, Witness};
 use pointsman_core::sql::Failure;
 use pointsman_core::survey::{News, Survey};
 use pointsman_core::time::Moment;
@@ -35,8 +35,11 @@ const PEACE: Duration = Duration::from_secs(2);
 const BRISK: Duration = Duration::from_millis(100);
 /// For so long after something has changed.
 const BRISK_FOR: Duration = Duration::from_secs(5);
-/// How long an answer may take, connection and TLS included.
+/// How long an answer may take on a connection that works.
 const DEADLINE: Duration = Duration::from_secs(1);
+/// How long with a new connection, TLS and the password's proof: under load these take their time, and each failure means
+/// to begin anew.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
 /// A leader that answers without telling is kept for so long: the ttl of a leader key.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How often a source that has nothing to look at says that it lives.
@@ -102,6 +105,8 @@ struct Asked {
     clock: Clock,
     brisk: watch::Receiver<bool>,
     last: Instant,
+    /// It is asked again without a pause.
+    at_once: bool,
 }
 
 struct Told {
@@ -116,15 +121,19 @@ impl Asked {
         self.wait().await;
         self.last = Instant::now();
         let at = self.clock.moment();
-        let asking = timeout(DEADLINE, self.server.status(&self.addresses)).await;
+        let deadline = if self.server.is_connected() { DEADLINE } else { CONNECT_DEADLINE };
+        let asking = timeout(deadline, self.server.status(&self.addresses)).await;
         let answer = asking.unwrap_or_else(|_| {
             self.server.forget();
-            Err((AskError::TimedOut, format!("no answer within {} ms", DEADLINE.as_millis())))
+            Err((AskError::TimedOut, format!("no answer within {} s", deadline.as_secs())))
         });
         Told { asked: self, at, answer }
     }
 
     async fn wait(&mut self) {
+        if std::mem::take(&mut self.at_once) {
+            return;
+        }
         let peace = PEACE.mul_f64(1.0 + jitter() / 8.0);
         loop {
             let brisk = *self.brisk.borrow_and_update();
@@ -157,7 +166,8 @@ async fn survey(
         server: Server::new(sql),
         clock,
         brisk: pace.subscribe(),
-        last: Instant::now() - BRISK,
+        last: Instant::now(),
+        at_once: true,
     };
     let mut questions: FuturesUnordered<_> = all().map(asked).map(Asked::ask).collect();
     let mut brisk_until = Instant::now() + BRISK_FOR;
@@ -169,17 +179,26 @@ async fn survey(
             () = sleep_until(brisk_until), if Instant::now() < brisk_until => continue,
             Ok(()) = uneasy.changed() => continue,
         };
-        let Told { asked, at, answer } = told;
+        let Told { mut asked, at, answer } = told;
         if let Err((_, why)) = &answer {
             debug!(cluster = %cluster.name, member = %asked.member, why, "a member did not tell its role");
         }
-        let answered = answer.is_ok();
+        let status = answer.as_ref().ok().cloned();
+        let led = survey.leader().cloned();
         let news = survey.take(&asked.member, at, answer);
         if news == News::Roles {
             brisk_until = Instant::now() + BRISK_FOR;
         }
+        tell(&mut outlet, &survey, news, status.is_some()).await;
+        let leads = survey.leader() == Some(&asked.member);
+        if let Some(status) = status.filter(|_| leads) {
+            // On a connection that is open already this confirms it sooner than a question of the topology's own.
+            let member = asked.member.clone();
+            outlet.answer(Answer { member, by: Witness::Sql, asked_at: at, outcome: Ok(status) }).await;
+        }
+        // What it said before it was named does not count: it is asked again.
+        asked.at_once = leads && led.as_ref() != Some(&asked.member);
         questions.push(asked.ask());
-        tell(&mut outlet, &survey, news, answered).await;
     }
 }
 

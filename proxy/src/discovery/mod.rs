@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use pointsman_config::{Cluster, Discovery};
-use pointsman_core::event::{Event, StoreCondition};
+use pointsman_core::event::{Answer, Event, StoreCondition};
 use pointsman_core::time::Moment;
 use pointsman_core::view::{ClusterView, Revision};
 use tokio::sync::mpsc::Sender;
@@ -156,6 +156,11 @@ impl Outlet<'_> {
     #[expect(dead_code, reason = "the sources that need it follow")]
     async fn remembered(&mut self, view: ClusterView) {
         self.send(Event::Remembered(Box::new(view))).await;
+    }
+
+    /// What a member said of itself: worth as much as an answer to a question of the topology's own.
+    async fn answer(&mut self, answer: Answer) {
+        self.send(Event::Answer(answer)).await;
     }
 
     /// No endpoint works. Said once, until it works again.
