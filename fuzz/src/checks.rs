@@ -3,6 +3,7 @@
 use pointsman_core::consul::{KvEntry, MAX_KEYS, parse_kv};
 use pointsman_core::event::AskError;
 use pointsman_core::patroni::{Keyspace, parse_status};
+use pointsman_core::sql::parse_row;
 use pointsman_core::startup::{
     Encryption, EncryptionAnswer, FirstMessage, HotStandbyScanner, MAX_BODY, Parsed, ServerReply,
     StartupParser,
@@ -178,6 +179,24 @@ pub fn rest_status(data: &[u8]) {
         }
         Err((error, why)) => {
             assert!(matches!(error, AskError::Stranger | AskError::Nonsense));
+            assert!(!why.is_empty() && why.len() < 1000);
+        }
+    }
+}
+
+/// Reads a row, in the text form of COPY without its escapes. What was read is as it was written.
+pub fn sql_row(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let row: Vec<Option<&str>> = text.split('\t').map(|column| (column != "\\N").then_some(column)).collect();
+    match parse_row(&row) {
+        Ok(status) => {
+            assert_eq!(row.len(), 5);
+            assert_eq!(status.writable(), row[0] == Some("f"));
+            assert_eq!(status.position.is_some(), row[1].is_some());
+            assert!(!status.writable() || status.timeline.is_some_and(|timeline| timeline.0 > 0));
+        }
+        Err((error, why)) => {
+            assert_eq!(error, AskError::Nonsense);
             assert!(!why.is_empty() && why.len() < 1000);
         }
     }

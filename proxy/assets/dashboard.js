@@ -146,6 +146,9 @@ function noRoute(why) {
 function primaryCard(status) {
   const p = status.primary;
   const standby = status.settings.standby_cluster;
+  if (status.members.length && status.members.every((m) => m.role === 'writable')) {
+    return h('div', {class: 'up'}, h('h3', {}, 'Primary'), h('div', {class: 'big mid'}, h('b', {}, 'every member takes writes')));
+  }
   const [kind, word] = standby && p.state === 'none' ? ['idle', 'standby cluster'] : PRIMARY[p.state] || ['idle', p.state];
   const member = status.members.find((m) => m.name === p.member);
   const by = p.confirmed_by && `by ${CONFIRMED_BY[p.confirmed_by] || p.confirmed_by.replace('-', ' ')}${p.confirmed_ms === null ? '' : `, ${span(p.confirmed_ms)} ago`}`;
@@ -164,16 +167,19 @@ function storeCard(cluster, status) {
   const kind = {alive: 'up', lost: 'down'}[s.state] || 'going';
   const sign = s.age_ms === null ? 'never answered' : `${span(s.age_ms)} ago`;
   return h('div', {},
-    h('h3', {}, 'Store'),
+    h('h3', {}, cluster.source === 'static' ? 'Source' : 'Store'),
     h('div', {class: 'big mid'}, h('b', {}, cluster.source), pill(kind, s.state === 'never' ? 'not reached yet' : s.state)),
     h('div', {class: 'facts'},
       cluster.endpoint ? h('span', {class: 'mono'}, cluster.endpoint) : null,
-      h('span', {}, 'last sign of life ', h('b', {}, sign)), h('span', {}, 'revision ', h('b', {}, s.revision)),
-      h('span', {}, 'snapshots ', h('b', {}, count(s.views))), h('span', {}, 'reconnects ', h('b', {}, count(cluster.store_reconnects)))),
+      h('span', {}, 'last sign of life ', h('b', {}, sign)),
+      // A fixed list has no store whose revision or connection could be told.
+      cluster.source === 'static' ? null : [h('span', {}, 'revision ', h('b', {}, s.revision)),
+        h('span', {}, 'snapshots ', h('b', {}, count(s.views))), h('span', {}, 'reconnects ', h('b', {}, count(cluster.store_reconnects)))]),
     s.error ? h('p', {class: 'why bad'}, s.error) : null);
 }
 
 function clusterCard(cluster, status) {
+  const fixed = cluster.source === 'static';
   const set = status.settings;
   const flags = [
     set.paused && pill('going', 'paused', 'Patroni fails over no more'), set.standby_cluster && pill('flag', 'standby cluster'),
@@ -186,9 +192,9 @@ function clusterCard(cluster, status) {
     h('div', {class: 'big mid'}, h('b', {}, `${present} member${present === 1 ? '' : 's'}`), h('span', {class: 'soft'}, `${serving} in use`)),
     flags.length ? h('div', {class: 'flags'}, flags) : null,
     h('div', {class: 'facts'},
-      h('span', {}, 'leader key ', h('b', {}, status.leader || 'gone')),
+      fixed ? null : h('span', {}, 'leader key ', h('b', {}, status.leader || 'gone')),
       h('span', {}, 'generation ', h('b', {}, count(status.generation))),
-      h('span', {}, 'ttl ', h('b', {}, `${set.ttl} s`))));
+      fixed ? null : h('span', {}, 'ttl ', h('b', {}, `${set.ttl} s`))));
 }
 
 function memberKind(m) {

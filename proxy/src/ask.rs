@@ -18,7 +18,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::mpsc::{self, Sender};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::task::TaskTracker;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use crate::clock::Clock;
 
@@ -163,7 +163,11 @@ async fn answer(
     let why = outcome.as_ref().err().map(|(_, why)| why.clone());
     if why != *known {
         let why = why.as_deref().unwrap_or("it answers");
-        debug!(scope = shared.scope, %member, by = by.as_str(), why, "asked a member");
+        if matches!(outcome, Err((AskError::Denied, _))) {
+            warn!(scope = shared.scope, %member, by = by.as_str(), why, "a member does not let us in");
+        } else {
+            debug!(scope = shared.scope, %member, by = by.as_str(), why, "asked a member");
+        }
     }
     *known = why;
     let outcome = outcome.map_err(|(error, _)| error);

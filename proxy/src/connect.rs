@@ -35,6 +35,7 @@ pub(crate) trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
 
 /// What TLS needs for one connection.
+#[derive(Clone)]
 pub(crate) struct TlsParts {
     /// CAs, client certificate, ALPN.
     pub(crate) config: Arc<ClientConfig>,

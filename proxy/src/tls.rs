@@ -15,7 +15,10 @@ use tokio_rustls::rustls::client::danger::ServerCertVerifier;
 use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
 use tokio_rustls::rustls::{self, AlertDescription, CertificateError, ClientConfig, RootCertStore};
 
+mod end_point;
 mod lenient;
+
+pub(crate) use end_point::end_point;
 
 /// What can be wrong with the files of a TLS client.
 #[derive(Debug, thiserror::Error)]

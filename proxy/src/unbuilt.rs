@@ -8,14 +8,8 @@ pub fn unbuilt(config: &Config) -> Vec<String> {
     let mut missing = Vec::new();
     for cluster in &config.clusters {
         let name = &cluster.name;
-        if matches!(cluster.discovery, Discovery::Patroni(_) | Discovery::Static(_)) {
-            missing.push(format!(
-                "clusters.{name}.discovery.{}: only etcd and Consul are built yet",
-                cluster.discovery.as_str()
-            ));
-        }
-        if cluster.sql.is_some() {
-            missing.push(format!("clusters.{name}.sql: SQL probes are not built yet"));
+        if matches!(cluster.discovery, Discovery::Patroni(_)) {
+            missing.push(format!("clusters.{name}.discovery.{}: not built yet", cluster.discovery.as_str()));
         }
     }
     for listener in &config.listeners {

@@ -356,7 +356,7 @@ fn what_is_not_built_yet_is_refused_by_check_and_run() {
             text(&output.stderr),
             format!(
                 "{file}: this version cannot run this configuration yet:\n  \
-                 clusters.main.discovery.patroni: only etcd and Consul are built yet\n  \
+                 clusters.main.discovery.patroni: not built yet\n  \
                  listeners.replicas.accept_proxy: the PROXY protocol is not built yet\n  \
                  log.format = \"haproxy\": not built yet; there is \"text\" and \"json\"\n"
             ),

@@ -116,6 +116,14 @@ impl Pointsman {
         http::get(self.admin(), "/api/v1/status").await?.json()
     }
 
+    /// What wants a person, by its own account.
+    pub async fn alarms(&self) -> Result<Vec<String>> {
+        let status = self.status().await?;
+        let all =
+            status.pointer("/clusters/0/status/alarms").and_then(Value::as_array).context("no alarms")?;
+        Ok(all.iter().filter_map(|alarm| Some(alarm.as_str()?.to_owned())).collect())
+    }
+
     /// Waits until the read port has `count` candidates: a member's key says that it streams only after Patroni's next
     /// look, which may be later than [`Cluster::wait_ready`].
     pub async fn wait_replicas(&self, count: usize) -> Result<()> {

@@ -77,8 +77,13 @@ pub struct Client {
 impl Client {
     /// Connects within `deadline`.
     pub async fn connect(address: SocketAddr, deadline: Duration) -> Result<Self> {
+        Self::connect_to(address, DATABASE, deadline).await
+    }
+
+    /// Connects to another database within `deadline`.
+    pub async fn connect_to(address: SocketAddr, database: &str, deadline: Duration) -> Result<Self> {
         let mut config = Config::new();
-        config.host(address.ip().to_string()).port(address.port()).user(USER).dbname(DATABASE);
+        config.host(address.ip().to_string()).port(address.port()).user(USER).dbname(database);
         config.application_name("pointsman-tests");
         let (session, connection) = tokio::time::timeout(deadline, config.connect(NoTls))
             .await
@@ -97,6 +102,16 @@ impl Client {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         Ok(Instant::now())
+    }
+
+    /// The first field of the first row, as text.
+    pub async fn value(&self, statement: &str) -> Result<String> {
+        let messages = self.session.simple_query(statement).await?;
+        let row = messages
+            .iter()
+            .find_map(|message| if let SimpleQueryMessage::Row(row) = message { Some(row) } else { None });
+        let value = row.and_then(|row| row.try_get(0).ok().flatten());
+        value.map(str::to_owned).with_context(|| format!("nothing came: {statement}"))
     }
 
     /// Asks the server who it is, in one round trip.

@@ -369,9 +369,9 @@ pub enum What {
         /// In a sentence.
         text: String,
     },
-    /// Something in the store could not be understood.
+    /// Something in the store could not be understood, or a source says that a person should look.
     Nonsense {
-        /// The key.
+        /// The key; empty if it is about the cluster as a whole.
         key: String,
         /// What is wrong.
         problem: String,

@@ -8,6 +8,7 @@
 //! * [`event`]: everything that can happen, and everything that the shell can be told to do.
 //! * [`patroni`]: what Patroni writes, made into a view; what its REST interface answers.
 //! * [`consul`]: Consul's form of such keys.
+//! * [`sql`]: what a server is asked over SQL, and its answer. [`survey`]: such answers, made into a view.
 //! * [`topology`]: events in, route tables and revocations out. The only writer of routes.
 //! * [`route`]: what is published: candidates for each listener, or the reason why there are none.
 //! * [`balance`]: which of several candidates a session goes to.
@@ -23,8 +24,10 @@ pub mod event;
 pub mod hold;
 pub mod patroni;
 pub mod route;
+pub mod sql;
 pub mod startup;
 pub mod status;
+pub mod survey;
 pub mod time;
 pub mod topology;
 pub mod view;

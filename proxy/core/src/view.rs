@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
@@ -51,6 +52,25 @@ impl fmt::Display for Lsn {
     /// As PostgreSQL prints it: `0/5066E70`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:X}/{:X}", self.0 >> 32, self.0 & 0xffff_ffff)
+    }
+}
+
+/// A text is not a position in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("it is not two hexadecimal numbers of at most eight digits with a slash between them")]
+pub struct NotAnLsn;
+
+impl FromStr for Lsn {
+    type Err = NotAnLsn;
+
+    /// Reads what PostgreSQL prints: `0/5066E70`. Nothing but digits is allowed: no sign, no blank.
+    fn from_str(text: &str) -> Result<Self, NotAnLsn> {
+        let half = |digits: &str| {
+            let good = (1..=8).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+            good.then(|| u64::from_str_radix(digits, 16).ok()).flatten()
+        };
+        let (high, low) = text.split_once('/').ok_or(NotAnLsn)?;
+        Ok(Self(half(high).ok_or(NotAnLsn)? << 32 | half(low).ok_or(NotAnLsn)?))
     }
 }
 
@@ -341,7 +361,7 @@ pub struct TimelineSwitch {
 /// of that key stays in use.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Complaint {
-    /// The key, without namespace and scope: `members/n1`.
+    /// The key, without namespace and scope: `members/n1`. Empty: it is about the cluster, and `problem` says all.
     pub key: String,
     /// What is wrong with it, in a sentence that names the field.
     pub problem: String,

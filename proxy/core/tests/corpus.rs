@@ -135,6 +135,9 @@ fn the_checks_hold_for_the_corpus() {
     for (_, bytes) in corpus("consul_kv") {
         checks::consul_kv(&bytes);
     }
+    for (_, bytes) in corpus("sql_row") {
+        checks::sql_row(&bytes);
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -205,6 +208,11 @@ proptest! {
     #[test]
     fn the_checks_hold_for_mutated_statuses(bytes in mutated("rest_status")) {
         checks::rest_status(&bytes);
+    }
+
+    #[test]
+    fn the_checks_hold_for_mutated_rows(bytes in mutated("sql_row")) {
+        checks::sql_row(&bytes);
     }
 }
 

@@ -98,7 +98,8 @@ fn one_cluster(out: &mut String, cluster: &Value) {
     let used = members.iter().filter(|member| !list(member, "/serves").is_empty()).count();
     let _ = writeln!(out, "  members  {} known, {used} in use", members.len());
     if !text(status, "/store/error").is_empty() {
-        let _ = writeln!(out, "  store    {}", clean(text(status, "/store/error")));
+        let what = if source == "static" { "source" } else { "store " };
+        let _ = writeln!(out, "  {what}   {}", clean(text(status, "/store/error")));
     }
     for alarm in list(status, "/alarms").iter().filter_map(Value::as_str) {
         let _ = writeln!(out, "  ALARM    {}", clean(alarm));
@@ -113,10 +114,14 @@ fn primary(status: &Value) -> String {
     let state = clean(text(status, "/primary/state"));
     let since = span(status, "/primary/since_ms");
     let name = text(status, "/primary/member");
+    let members = list(status, "/members");
+    if !members.is_empty() && members.iter().all(|member| text(member, "/role") == "writable") {
+        return "none: every member takes writes".to_owned();
+    }
     if name.is_empty() {
         return format!("none for {since}");
     }
-    let member = list(status, "/members").iter().find(|member| text(member, "/name") == name);
+    let member = members.iter().find(|member| text(member, "/name") == name);
     let place = member.map(|member| names(member, "/addresses")).filter(|place| !place.is_empty());
     let place = place.map(|place| format!(" at {}", clean(&place))).unwrap_or_default();
     let by = match text(status, "/primary/confirmed_by") {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use pointsman_config::{Cluster, Discovery};
-use pointsman_core::event::{Event, StoreCondition};
+use pointsman_core::event::{Answer, Event, StoreCondition};
 use pointsman_core::time::Moment;
 use pointsman_core::view::{ClusterView, Revision};
 use tokio::sync::mpsc::Sender;
@@ -21,6 +21,7 @@ mod backoff;
 mod consul;
 mod endpoints;
 mod etcd;
+mod fixed;
 mod guard;
 
 /// Runs a cluster's source for ever. `stats` must be of the same cluster ([`SourceStats::new`]). `uneasy`: whether a
@@ -32,11 +33,11 @@ pub async fn run(
     uneasy: watch::Receiver<bool>,
 ) -> Infallible {
     let outlet = Outlet { cluster, stats, events, lost: false };
-    let _ = uneasy; // stores tell by themselves
     match &cluster.discovery {
         Discovery::Etcd(etcd) => etcd::run(cluster, etcd, outlet).await,
         Discovery::Consul(consul) => consul::run(cluster, consul, outlet).await,
-        Discovery::Patroni(_) | Discovery::Static(_) => unbuilt(outlet).await,
+        Discovery::Static(members) => fixed::run(cluster, members, outlet, uneasy).await,
+        Discovery::Patroni(_) => unbuilt(outlet).await,
     }
 }
 
@@ -165,6 +166,11 @@ impl Outlet<'_> {
     /// A snapshot that is not of now: it says whom to ask, not where to route.
     async fn remembered(&mut self, view: ClusterView) {
         self.send(Event::Remembered(Box::new(view))).await;
+    }
+
+    /// What a member said of itself: worth as much as an answer to a question of the topology's own.
+    async fn answer(&mut self, answer: Answer) {
+        self.send(Event::Answer(answer)).await;
     }
 
     /// No endpoint works. Said once, until it works again.

@@ -102,6 +102,7 @@ impl What {
             Self::StoreBack { .. } => "store-back",
             Self::FollowedMembers { .. } => "followed-members",
             Self::Contradiction { .. } => "contradiction",
+            Self::Nonsense { key, .. } if key.is_empty() => "contradiction",
             Self::Nonsense { .. } => "nonsense",
             Self::Paused { .. } => "paused",
             Self::StandbyCluster { .. } => "standby-cluster",
@@ -144,6 +145,7 @@ impl What {
                 write!(f, "the store is silent, and {who} leads by its own word (timeline {timeline})")
             }
             Self::Contradiction { text } => write!(f, "sources contradict each other: {text}"),
+            Self::Nonsense { key, problem } if key.is_empty() => f.write_str(problem),
             Self::Nonsense { key, problem } => {
                 write!(f, "the store's key {key} could not be understood: {problem}")
             }

@@ -31,7 +31,12 @@ impl Topology {
                 .collect(),
             routes: self.describe_routes(),
             alarms: self.alarms(now),
-            complaints: self.complaints.iter().cloned().collect(),
+            complaints: self
+                .complaints
+                .iter()
+                .filter(|complaint| !complaint.key.is_empty())
+                .cloned()
+                .collect(),
         }
     }
 
@@ -154,6 +159,11 @@ impl Topology {
         let contradictions =
             self.members.iter().filter_map(|(name, member)| Some((name, member.contradiction(now)?)));
         alarms.extend(contradictions.map(|(name, contradiction)| format!("{name}: {contradiction}")));
+        let denied = self.members.iter().filter(|(_, member)| member.denied && self.policy.sql);
+        alarms
+            .extend(denied.map(|(name, _)| format!("{name} does not let us in over SQL; the log says why")));
+        let of_cluster = self.complaints.iter().filter(|complaint| complaint.key.is_empty());
+        alarms.extend(of_cluster.map(|complaint| complaint.problem.clone()));
         if let Some(owner) = &self.owner
             && self.view.as_ref().is_some_and(|view| view.leader.is_none())
             && self.leads_without_key(owner, now)

@@ -183,11 +183,14 @@ struct Words {
 }
 
 impl Words {
-    fn take(&mut self, by: Witness, word: Word) {
-        match by {
-            Witness::Rest => self.rest = Some(word),
-            Witness::Sql => self.sql = Some(word),
-        }
+    /// Says whether the witness said otherwise, or nothing, before.
+    fn take(&mut self, by: Witness, word: Word) -> bool {
+        let writable = word.1.writable();
+        let before = match by {
+            Witness::Rest => self.rest.replace(word),
+            Witness::Sql => self.sql.replace(word),
+        };
+        before.is_none_or(|(_, before)| before.writable() != writable)
     }
 
     /// The word that counts: the server's own, unless it is much older than its Patroni's.
@@ -228,6 +231,10 @@ pub(super) struct Member {
     pub(super) answer: Option<LastAnswer>,
     /// What it said last.
     words: Words,
+    /// With its last answer a witness has changed its mind about who takes writes.
+    pub(super) turned: bool,
+    /// Its server did not let us in when it was last asked.
+    pub(super) denied: bool,
     /// Whether its Patroni sees the store.
     seen: Option<Seen>,
     /// When it last followed the leader: streaming, on the leader's timeline.
@@ -251,6 +258,8 @@ impl Member {
             asking: Asking::default(),
             answer: None,
             words: Words::default(),
+            turned: false,
+            denied: false,
             seen: None,
             followed_at: None,
             told_at: Moment::ZERO,
@@ -276,7 +285,10 @@ impl Member {
                 };
                 self.seen = Some(Seen { at, advanced_at });
             }
-            self.words.take(answer.by, (answer.asked_at, status.clone()));
+            self.turned = self.words.take(answer.by, (answer.asked_at, status.clone()));
+        }
+        if answer.by == Witness::Sql {
+            self.denied = answer.outcome == Err(AskError::Denied);
         }
         let Answer { by, asked_at, .. } = *answer;
         self.answer = Some(LastAnswer { asked_at, by, outcome: answer.outcome.clone() });

@@ -421,15 +421,16 @@ impl Topology {
             }
             return;
         }
-        // Where the server itself speaks, its Patroni may raise doubts, but neither end them nor cut sessions.
-        let server_says = match answer.by {
-            Witness::Rest => self.members.get(&answer.member).and_then(|m| m.server_says(answer.asked_at)),
-            Witness::Sql => None,
-        };
+        // Where the server itself speaks, its Patroni may raise doubts, but neither end them nor cut sessions. Nor does it
+        // raise the same one again and again.
+        let member = self.members.get(&answer.member).filter(|_| answer.by == Witness::Rest);
+        let server_says = member.and_then(|member| member.server_says(answer.asked_at));
+        let turned = member.is_some_and(|member| member.turned);
         match (status.writable(), server_says) {
             (true, Some(false)) => {}
             (true, _) => self.owner_affirms(answer, now),
-            (false, Some(true)) => self.doubt(now, "its Patroni contradicts its server", false),
+            (false, Some(true)) if turned => self.doubt(now, "its Patroni contradicts its server", false),
+            (false, Some(true)) => {}
             (false, _) => self.owner_denies(status, now),
         }
     }

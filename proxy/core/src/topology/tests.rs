@@ -8,3 +8,4 @@ mod memory;
 mod replicas;
 mod time;
 mod without_store;
+mod witnesses;

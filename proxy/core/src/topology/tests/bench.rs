@@ -76,6 +76,8 @@ pub(super) struct Bench {
     pub(super) topology: Topology,
     /// What members answer whenever they are asked; nobody else answers.
     words: BTreeMap<MemberName, Word>,
+    /// What their servers answer over SQL.
+    sql_words: BTreeMap<MemberName, Word>,
     /// Members whose server refuses connections.
     down: BTreeSet<MemberName>,
     in_flight: Vec<(Moment, Event)>,
@@ -108,6 +110,7 @@ impl Bench {
             topology: Topology::new(ClusterName::new("test").unwrap(), policy.clone(), 7),
             policy,
             words: BTreeMap::new(),
+            sql_words: BTreeMap::new(),
             down: BTreeSet::new(),
             in_flight: Vec::new(),
             heartbeat: Moment::ZERO,
@@ -214,6 +217,16 @@ impl Bench {
         self
     }
 
+    /// From now on the member's server answers this over SQL; there are credentials for it.
+    pub(super) fn sql(&mut self, member: &str, word: Word) -> &mut Self {
+        self.sql_words.insert(name(member), word);
+        if !self.policy.sql {
+            self.policy.sql = true;
+            self.tell(Event::Policy(self.policy.clone()));
+        }
+        self
+    }
+
     /// From now on the member does not answer questions.
     pub(super) fn silent(&mut self, member: &str) -> &mut Self {
         self.words.remove(&name(member));
@@ -295,9 +308,10 @@ impl Bench {
             match effect {
                 Effect::Ask { member, question, .. } => {
                     self.asked.push((self.now.mono, member.clone()));
-                    if let Some(outcome) = self.words.get(&member).cloned() {
-                        let answer =
-                            Answer { member, by: question.witness(), asked_at: self.now.mono, outcome };
+                    let by = question.witness();
+                    let words = if by == Witness::Sql { &self.sql_words } else { &self.words };
+                    if let Some(outcome) = words.get(&member).cloned() {
+                        let answer = Answer { member, by, asked_at: self.now.mono, outcome };
                         self.in_flight.push((later, Event::Answer(answer)));
                     }
                 }
