@@ -19,6 +19,7 @@ use crate::clock::Clock;
 
 mod backoff;
 mod etcd;
+mod patroni;
 
 /// Runs a cluster's source for ever. `stats` must be of the same cluster ([`SourceStats::new`]). `uneasy`: whether a
 /// source that has to look by itself should look more often than in peace.
@@ -29,10 +30,10 @@ pub async fn run(
     uneasy: watch::Receiver<bool>,
 ) -> Infallible {
     let outlet = Outlet { cluster, stats, events, lost: false };
-    let _ = uneasy; // stores tell by themselves
     match &cluster.discovery {
         Discovery::Etcd(etcd) => etcd::run(cluster, etcd, outlet).await,
-        Discovery::Consul(_) | Discovery::Patroni(_) | Discovery::Static(_) => unbuilt(outlet).await,
+        Discovery::Patroni(config) => patroni::run(cluster, config, outlet, uneasy).await,
+        Discovery::Consul(_) | Discovery::Static(_) => unbuilt(outlet).await,
     }
 }
 
