@@ -13,6 +13,8 @@ pub const BACKEND: SocketAddr = address(2, 5432);
 pub const POSTGRES: SocketAddr = address(3, 5432);
 /// The cluster store that Pointsman watches.
 pub const ETCD: SocketAddr = address(4, 2379);
+/// The other cluster store.
+pub const CONSUL: SocketAddr = address(5, 8500);
 /// etcd's other port.
 pub const ETCD_PEER: SocketAddr = address(4, 2380);
 

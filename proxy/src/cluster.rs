@@ -1,9 +1,10 @@
 //! One cluster as it runs: its source, its control task, and the way to both.
 
 use std::hash::{BuildHasher, RandomState};
+use std::path::Path;
 use std::sync::Arc;
 
-use pointsman_config::Listener;
+use pointsman_config::{Discovery, Listener};
 use pointsman_core::event::{Event, ListenerPolicy, Policy};
 use pointsman_core::topology::Topology;
 use tokio::sync::{mpsc, watch};
@@ -15,6 +16,7 @@ use crate::clock::Clock;
 use crate::control::{Control, EVENTS};
 use crate::discovery::{self, SourceStats};
 use crate::listener::Reports;
+use crate::memory::Memory;
 use crate::probe::Prober;
 use crate::routes::Routes;
 use crate::state::{App, ClusterHandle};
@@ -30,6 +32,8 @@ pub struct Cluster {
     events: mpsc::Sender<Event>,
     uneasy: watch::Receiver<bool>,
     source: JoinSet<()>,
+    /// Ends the memory's task when dropped.
+    _memory: JoinSet<()>,
     /// Ends the control task when dropped.
     _control: JoinSet<()>,
 }
@@ -41,6 +45,7 @@ impl Cluster {
         listeners: &[Listener],
         app: &Arc<App>,
         clock: Clock,
+        state_dir: &Path,
     ) -> Self {
         let (events, received) = mpsc::channel(EVENTS);
         let routes = Arc::new(Routes::default());
@@ -62,6 +67,12 @@ impl Cluster {
         };
         let mut tasks = JoinSet::new();
         tasks.spawn(async move { match control.run().await {} });
+        let mut memory = JoinSet::new();
+        if !matches!(config.discovery, Discovery::Static(_)) {
+            let kept = Memory::new(state_dir, &config.name, &config.scope);
+            let (handle, events) = (Arc::clone(&handle), events.clone());
+            memory.spawn(async move { match kept.run(handle, events).await {} });
+        }
         let mut cluster = Self {
             reports: Reports::new(events.clone(), Arc::clone(&handle.reports_dropped)),
             config,
@@ -71,6 +82,7 @@ impl Cluster {
             events,
             uneasy: told,
             source: JoinSet::new(),
+            _memory: memory,
             _control: tasks,
         };
         cluster.start_source();

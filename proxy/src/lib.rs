@@ -6,7 +6,7 @@
 //! * [`discovery`]: the source of a cluster's views. [`ask`], [`probe`]: questions to single members. [`http`]: what speaks HTTP to both.
 //! * [`listener`]: from accept to the end of a session, on the cores of the [`engine`]. [`sessions`], [`stats`]: what can be seen of
 //!   it, counted by each core for itself ([`shard`]). [`backlog`]: who waits for accept.
-//! * [`state`]: the read side of all that; [`timeline`]: what happened. [`admin`], [`metrics`]: who shows it.
+//! * [`memory`]: what is kept of a cluster on disk. [`state`]: the read side of all that; [`timeline`]: what happened. [`admin`], [`metrics`]: who shows it.
 //! * [`life`], [`logging`]: the process as the system sees it. [`cli`]: the command line.
 
 pub mod admin;
@@ -24,6 +24,7 @@ mod http;
 pub mod life;
 pub mod listener;
 pub mod logging;
+pub mod memory;
 pub mod metrics;
 pub mod probe;
 mod reload;

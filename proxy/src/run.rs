@@ -206,7 +206,8 @@ impl Process {
 
     pub(crate) fn start_cluster(&mut self, cluster: pointsman_config::Cluster) {
         let name = cluster.name.clone();
-        let cluster = Cluster::start(cluster, &self.config.listeners, &self.app, self.clock);
+        let cluster =
+            Cluster::start(cluster, &self.config.listeners, &self.app, self.clock, &self.config.state_dir);
         self.clusters.insert(name, cluster);
     }
 

@@ -253,20 +253,25 @@ impl Described {
 pub struct ClusterHandle {
     /// Its name.
     pub name: ClusterName,
-    /// Where its members are learned from: `etcd`, `consul`, `patroni`, `static`.
-    pub source: &'static str,
     /// What sessions had to say about servers, and the control task had no room for.
     pub reports_dropped: Arc<Counter>,
+    /// The source that it started with.
+    kind: &'static str,
     store: ArcSwapOption<SourceStats>,
     status: ArcSwapOption<Described>,
     events: mpsc::Sender<Event>,
 }
 
 impl ClusterHandle {
-    /// `events` leads to the control task: an operator's wishes go there.
-    pub fn new(name: ClusterName, source: &'static str, events: mpsc::Sender<Event>) -> Self {
+    /// `events` leads to the control task: an operator's wishes go there. `kind`: of its source, until that is started.
+    pub fn new(name: ClusterName, kind: &'static str, events: mpsc::Sender<Event>) -> Self {
         let (store, status) = (ArcSwapOption::empty(), ArcSwapOption::empty());
-        Self { name, source, reports_dropped: Arc::default(), store, status, events }
+        Self { name, reports_dropped: Arc::default(), kind, store, status, events }
+    }
+
+    /// Where its members are learned from: `etcd`, `consul`, `patroni`, `static`. A reload may change it.
+    pub fn source(&self) -> &'static str {
+        self.store.load().as_ref().map_or(self.kind, |stats| stats.kind())
     }
 
     /// Whoever starts the source calls this, before it runs.

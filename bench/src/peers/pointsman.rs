@@ -7,11 +7,12 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow, ensure};
 
 use super::{Engine, Listeners, Peer, first_line};
 use crate::process::{Server, output};
-use crate::site::{BACKEND, Cores, ETCD, ETCD_PEER, POSTGRES, Site, program};
+use crate::scale::world::read_response;
+use crate::site::{BACKEND, CONSUL, Cores, ETCD, ETCD_PEER, POSTGRES, Site, program};
 
 const REST_PORT: u16 = 8008;
 const ETCD_DEADLINE: Duration = Duration::from_secs(20);
@@ -57,6 +58,38 @@ pub(crate) fn start_etcd(site: &Site, cores: &Cores) -> Result<Server> {
     ];
     let mut server = Server::start(&directory, Some(site.account), cores, &etcd, arguments.as_flattened())?;
     server.wait_until("to answer", ETCD_DEADLINE, || put("/pointsman-bench", "ready"))?;
+    Ok(server)
+}
+
+/// Starts an empty Consul, one server without others, on `cores`, and waits until it leads itself.
+pub(crate) fn start_consul(site: &Site, cores: &Cores) -> Result<Server> {
+    let installed = site.repository.join(".cache/consul/consul").canonicalize();
+    let consul =
+        installed.map_err(|_| anyhow!("Consul is not installed: run scripts/install-test-servers"))?;
+    let directory = site.fresh_directory("consul")?;
+    let (address, port) = (CONSUL.ip().to_string(), CONSUL.port().to_string());
+    let address = address.as_str();
+    let arguments = [
+        ["agent", "-server"],
+        ["-bootstrap-expect", "1"],
+        ["-data-dir", "data"],
+        ["-node", "bench"],
+        ["-bind", address],
+        ["-client", address],
+        ["-http-port", &port],
+        ["-log-level", "warn"],
+    ];
+    let mut server = Server::start(&directory, Some(site.account), cores, &consul, arguments.as_flattened())?;
+    server.wait_until("to lead itself", ETCD_DEADLINE, || {
+        let mut socket = TcpStream::connect(CONSUL)?;
+        socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+        let head =
+            format!("PUT /v1/kv/pointsman-bench HTTP/1.1\r\nHost: {CONSUL}\r\nContent-Length: 0\r\n\r\n");
+        socket.write_all(head.as_bytes())?;
+        let (status, body) = read_response(&mut BufReader::new(socket))?;
+        ensure!(status == 200, "{status} {body}");
+        Ok(())
+    })?;
     Ok(server)
 }
 

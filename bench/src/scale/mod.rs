@@ -1,9 +1,10 @@
-//! How costs grow: with idle sessions, members and listeners, and with the sessions under a leader change.
+//! How costs grow: with idle sessions, members and listeners, and with the sessions under a leader change; and how long a leader change takes from the store to the routes.
 //!
 //! [`world`] is what Pointsman is told, [`subject`] the Pointsman, [`table`] what was found and whether it grows faster than
 //! linearly, [`fence`] the leader change. The parts run one after the other, each for both engines; every number is the median
 //! of three runs. The proxy has the first core for itself, load and servers share the second.
 
+pub mod discovery;
 pub mod fence;
 pub mod steps;
 pub mod subject;
@@ -28,11 +29,12 @@ const RUNS: usize = 3;
 type Part = (&'static str, fn(&mut Scale<'_>) -> Result<Table>);
 
 /// All parts.
-pub const PARTS: [Part; 4] = [
+pub const PARTS: [Part; 5] = [
     ("idle", steps::idle),
     ("members", steps::members),
     ("listeners", steps::listeners),
     ("fence", fence::measure),
+    ("discovery", discovery::measure),
 ];
 
 /// What the parts share.
@@ -78,7 +80,7 @@ pub fn run(site: &Site, plan: &Plan, save: &dyn Fn(&[Table]) -> Result<()>) -> R
     let chosen: Vec<_> = PARTS.iter().filter(|(name, _)| plan.rows.is_match(name)).collect();
     ensure!(
         !chosen.is_empty(),
-        "no part of the scale measurement matches ROWS: idle, members, listeners, fence"
+        "no part of the scale measurement matches ROWS: idle, members, listeners, fence, discovery"
     );
     ensure!(
         site.pointsman.is_some(),

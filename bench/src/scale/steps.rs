@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use super::Scale;
 use super::subject::{Listening, PLACEMENT, Subject, address};
 use super::table::{Column, Table};
-use super::world::{Cluster, SERVER_PORT};
+use super::world::{Cluster, Kept, SERVER_PORT};
 use crate::comparison::significant;
 use crate::load::idle as idle_load;
 use crate::sandbox;
@@ -38,7 +38,7 @@ const IDLE: &[Column] = &[
 
 /// Sessions that say nothing, in one process that gets more and more of them.
 pub fn idle(scale: &mut Scale<'_>) -> Result<Table> {
-    let cluster = Cluster { scope: "idle", net: 16, members: 1, port: SERVER_PORT };
+    let cluster = Cluster { scope: "idle", net: 16, members: 1, port: SERVER_PORT, kept: Kept::Etcd };
     scale.world.create(&cluster)?;
     let mut table = Table::new("idle", "Idle sessions", "sessions", IDLE);
     let most = usize::try_from(sandbox::sessions()).unwrap_or(usize::MAX).min(WANTED);
@@ -121,7 +121,7 @@ const MEMBERS: &[Column] = &[
 
 /// Members of one cluster, all of them real to Pointsman: keys, REST and a server that answers.
 pub fn members(scale: &mut Scale<'_>) -> Result<Table> {
-    let cluster = |scope, net, members| Cluster { scope, net, members, port: SERVER_PORT };
+    let cluster = |scope, net, members| Cluster { scope, net, members, port: SERVER_PORT, kept: Kept::Etcd };
     let clusters =
         [cluster("m1", 24, 1), cluster("m10", 25, 10), cluster("m100", 26, 100), cluster("m1000", 27, 1_000)];
     clusters.iter().try_for_each(|cluster| scale.world.create(cluster))?;
@@ -190,7 +190,7 @@ const LISTENERS: &[Column] = &[
 
 /// Listeners of one cluster, each with an address of its own.
 pub fn listeners(scale: &mut Scale<'_>) -> Result<Table> {
-    let cluster = Cluster { scope: "listeners", net: 32, members: 2, port: SERVER_PORT };
+    let cluster = Cluster { scope: "listeners", net: 32, members: 2, port: SERVER_PORT, kept: Kept::Etcd };
     scale.world.create(&cluster)?;
     let mut table = Table::new("listeners", "Listeners", "listeners", LISTENERS);
     for engine in scale.engines() {

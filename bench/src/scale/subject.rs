@@ -16,7 +16,7 @@ use crate::measure::memory;
 use crate::measure::processes::{CpuTime, Pid, cpu_of};
 use crate::peers::Engine;
 use crate::process::Server;
-use crate::site::{ETCD, Site};
+use crate::site::Site;
 use crate::wire::Pattern;
 
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 0, 1, 1);
@@ -134,18 +134,32 @@ impl Subject {
         Ok(edges.1.since(&edges.0).as_secs_f64() / outcome.requests as f64)
     }
 
+    /// A number of `/metrics`: the first sample that begins so.
+    pub fn metric(&self, sample: &str) -> Result<f64> {
+        let (status, body) = self.ask("/metrics")?;
+        ensure!(status == 200, "the metrics cannot be read: {status} {body}");
+        let line = body.lines().find(|line| line.starts_with(sample));
+        let value =
+            line.and_then(|line| line.rsplit(' ').next()).with_context(|| format!("no sample {sample}"))?;
+        Ok(value.parse()?)
+    }
+
     /// What happened after the entry of this number, and the number of the newest entry: from `/api/v1/timeline`.
     pub fn timeline(&self, since: u64) -> Result<(u64, Vec<Event>)> {
-        let mut socket = TcpStream::connect(ADMIN).context("cannot connect to the admin address")?;
-        socket.set_read_timeout(Some(Duration::from_secs(5)))?;
-        let request = format!(
-            "GET /api/v1/timeline?since={since} HTTP/1.1\r\nHost: {ADMIN}\r\nConnection: close\r\n\r\n"
-        );
-        socket.write_all(request.as_bytes())?;
-        let (status, body) = read_response(&mut BufReader::new(socket))?;
+        let (status, body) = self.ask(&format!("/api/v1/timeline?since={since}"))?;
         ensure!(status == 200, "the timeline cannot be read: {status} {body}");
         let last = number_after(&body, r#""last":"#).context("the timeline has no end")?;
         Ok((last, body.split("\"seq\":").skip(1).filter_map(Event::parse).collect()))
+    }
+
+    /// Status and body of an answer on the admin address.
+    #[expect(clippy::unused_self, reason = "it must run")]
+    fn ask(&self, path: &str) -> Result<(u16, String)> {
+        let mut socket = TcpStream::connect(ADMIN).context("cannot connect to the admin address")?;
+        socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {ADMIN}\r\nConnection: close\r\n\r\n");
+        socket.write_all(request.as_bytes())?;
+        read_response(&mut BufReader::new(socket))
     }
 }
 
@@ -199,15 +213,12 @@ drain = "100ms"
 "#,
         engine.name()
     );
-    let mut scopes: Vec<&str> = listeners.iter().map(|listening| listening.cluster.scope).collect();
-    scopes.sort_unstable();
-    scopes.dedup();
-    for scope in scopes {
+    let mut clusters: Vec<&Cluster> = listeners.iter().map(|listening| listening.cluster).collect();
+    clusters.sort_unstable_by_key(|cluster| cluster.scope);
+    clusters.dedup_by_key(|cluster| cluster.scope);
+    for cluster in clusters {
         // Writing to a string cannot fail.
-        let _ = write!(
-            text,
-            "[clusters.{scope}]\ndiscovery = {{ etcd = {{ endpoints = [\"http://{ETCD}\"] }} }}\n"
-        );
+        let _ = write!(text, "[clusters.{}]\ndiscovery = {}\n", cluster.scope, cluster.kept.discovery());
     }
     for (index, Listening { cluster, target }) in listeners.iter().enumerate() {
         let _ = write!(
@@ -230,6 +241,7 @@ release_rate = 1000000
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scale::world::Kept;
 
     #[test]
     fn an_entry_of_the_timeline() {
@@ -243,7 +255,7 @@ mod tests {
 
     #[test]
     fn a_configuration_is_understood() {
-        let cluster = Cluster { scope: "one", net: 16, members: 2, port: 5432 };
+        let cluster = Cluster { scope: "one", net: 16, members: 2, port: 5432, kept: Kept::Etcd };
         let listeners = ["primary", "replicas"].map(|target| Listening { cluster: &cluster, target });
         let text = configuration(Engine::Epoll, &listeners);
         assert!(text.contains("[clusters.one]") && text.matches("[clusters.").count() == 1, "{text}");

@@ -1,11 +1,11 @@
-//! What Pointsman is told at scale: a real etcd with the keys of as many members as are wanted, and one answerer for all of
-//! their REST APIs. Behind them is one server that listens on every address.
+//! What Pointsman is told at scale: a real etcd (or Consul) with the keys of as many members as are wanted, and one answerer
+//! for all of their REST APIs. Behind them is one server that listens on every address.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -14,16 +14,16 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
 use crate::load::socket::begin;
-use crate::peers::pointsman::start_etcd;
+use crate::peers::pointsman::{start_consul, start_etcd};
 use crate::process::Server;
-use crate::site::{Cores, ETCD, Site};
+use crate::site::{CONSUL, Cores, ETCD, Site};
 use crate::wire::Pattern;
 
 const REST_PORT: u16 = 8008;
 /// Of the server that answers for the members.
 pub const SERVER_PORT: u16 = 5432;
-/// Operations in one transaction: etcd's own limit is 128.
-const BATCH: usize = 100;
+/// Operations in one transaction: etcd's own limit is 128, Consul's is 64.
+const BATCH: usize = 60;
 /// How long etcd may take to answer.
 const DEADLINE: Duration = Duration::from_secs(10);
 /// One answerer has as many threads as there are members that are asked.
@@ -40,6 +40,27 @@ pub struct Cluster {
     pub members: usize,
     /// Of their servers.
     pub port: u16,
+    /// Where its keys are.
+    pub kept: Kept,
+}
+
+/// The stores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    /// etcd.
+    Etcd,
+    /// Consul's KV store.
+    Consul,
+}
+
+impl Kept {
+    /// As `discovery` of a cluster wants it.
+    pub fn discovery(self) -> String {
+        match self {
+            Self::Etcd => format!("{{ etcd = {{ endpoints = [\"http://{ETCD}\"] }} }}"),
+            Self::Consul => format!("{{ consul = {{ addresses = [\"http://{CONSUL}\"] }} }}"),
+        }
+    }
 }
 
 impl Cluster {
@@ -55,6 +76,12 @@ impl Cluster {
         (net, usize::from(high) * 250 + usize::from(low).saturating_sub(1))
     }
 
+    /// A key of the cluster. Consul's have no slash in front.
+    fn path(&self, key: &str) -> String {
+        let root = if self.kept == Kept::Consul { "" } else { "/" };
+        format!("{root}service/{}/{key}", self.scope)
+    }
+
     /// As Patroni 4 writes it.
     fn key(&self, member: usize, leader: usize) -> (String, String) {
         let server = self.server(member);
@@ -67,7 +94,7 @@ impl Cluster {
         let value = format!(
             r#"{{"conn_url":"postgres://{server}/postgres","api_url":"http://{rest}/patroni","state":"running",{role},"version":"4.1.5","xlog_location":84307568,"timeline":1}}"#
         );
-        (format!("/service/{}/members/{}", self.scope, name(member)), value)
+        (self.path(&format!("members/{}", name(member))), value)
     }
 }
 
@@ -81,7 +108,8 @@ type Leaders = BTreeMap<u8, (&'static str, usize)>;
 /// etcd, REST and a server for all of them.
 #[derive(Debug)]
 pub struct World {
-    store: Mutex<Store>,
+    etcd: Mutex<Store>,
+    consul: OnceLock<(Mutex<Store>, Server)>,
     leaders: Arc<Mutex<Leaders>>,
     _etcd: Server,
     _backend: Server,
@@ -100,16 +128,35 @@ impl World {
         backend.wait_until("to answer", DEADLINE, || begin(server, None, Pattern::Sink).map(drop))?;
         let leaders: Arc<Mutex<Leaders>> = Arc::default();
         answer_for_all(Arc::clone(&leaders))?;
-        let store = Mutex::new(Store::connect()?);
-        Ok(Self { store, leaders, _etcd: etcd, _backend: backend })
+        let store = Mutex::new(Store::connect(ETCD, Kept::Etcd)?);
+        Ok(Self { etcd: store, consul: OnceLock::new(), leaders, _etcd: etcd, _backend: backend })
+    }
+
+    /// Starts Consul too, if it does not run yet.
+    pub fn with_consul(&self, site: &Site, cores: &Cores) -> Result<()> {
+        if self.consul.get().is_none() {
+            let server = start_consul(site, cores)?;
+            let store = Mutex::new(Store::connect(CONSUL, Kept::Consul)?);
+            let _ = self.consul.set((store, server)); // nobody else starts it
+        }
+        Ok(())
+    }
+
+    fn store(&self, cluster: &Cluster) -> Result<MutexGuard<'_, Store>> {
+        match cluster.kept {
+            Kept::Etcd => Ok(locked(&self.etcd)),
+            Kept::Consul => {
+                self.consul.get().map(|(store, _)| locked(store)).context("Consul was not started")
+            }
+        }
     }
 
     /// Writes the keys of a cluster that its first member leads.
     pub fn create(&self, cluster: &Cluster) -> Result<()> {
         locked(&self.leaders).insert(cluster.net, (cluster.scope, 0));
-        let mut keys = vec![(format!("/service/{}/leader", cluster.scope), name(0))];
+        let mut keys = vec![(cluster.path("leader"), name(0))];
         keys.extend((0..cluster.members).map(|member| cluster.key(member, 0)));
-        let mut store = locked(&self.store);
+        let mut store = self.store(cluster)?;
         keys.chunks(BATCH).try_for_each(|batch| store.put(batch))
     }
 
@@ -117,9 +164,9 @@ impl World {
     /// say so. The instant is that before the leader key was put.
     pub fn lead(&self, cluster: &Cluster, leader: usize) -> Result<Instant> {
         let before = locked(&self.leaders).insert(cluster.net, (cluster.scope, leader));
-        let mut store = locked(&self.store);
+        let mut store = self.store(cluster)?;
         let at = Instant::now();
-        store.put(&[(format!("/service/{}/leader", cluster.scope), name(leader))])?;
+        store.put(&[(cluster.path("leader"), name(leader))])?;
         let before = before.map_or(leader, |(_, before)| before);
         store.put(&[cluster.key(leader, leader), cluster.key(before, leader)][..])?;
         Ok(at)
@@ -130,43 +177,52 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A connection to etcd's JSON gateway (its documentation, "gRPC gateway"): a client that is started anew for each key would
-/// take longer than what is measured.
+/// A connection to etcd's JSON gateway (its documentation, "gRPC gateway") or to Consul's HTTP API ("transactions"): a client
+/// that is started anew for each key would take longer than what is measured.
 #[derive(Debug)]
 struct Store {
+    kept: Kept,
+    address: SocketAddr,
     socket: BufReader<TcpStream>,
 }
 
 impl Store {
-    fn connect() -> Result<Self> {
-        let socket = TcpStream::connect(ETCD).context("cannot connect to etcd")?;
+    fn connect(address: SocketAddr, kept: Kept) -> Result<Self> {
+        let socket = TcpStream::connect(address).context("cannot connect to the store")?;
         socket.set_nodelay(true)?;
         socket.set_read_timeout(Some(DEADLINE))?;
-        Ok(Self { socket: BufReader::new(socket) })
+        Ok(Self { kept, address, socket: BufReader::new(socket) })
     }
 
     /// Puts all of them in one revision.
     fn put(&mut self, pairs: &[(String, String)]) -> Result<()> {
         let mut puts: Vec<String> = Vec::new();
         for (key, value) in pairs {
-            let (key, value) = (BASE64.encode(key), BASE64.encode(value));
+            let value = BASE64.encode(value);
+            let put = match self.kept {
+                Kept::Etcd => {
+                    format!(r#"{{"requestPut":{{"key":"{}","value":"{value}"}}}}"#, BASE64.encode(key))
+                }
+                Kept::Consul => format!(r#"{{"KV":{{"Verb":"set","Key":"{key}","Value":"{value}"}}}}"#),
+            };
             // One key twice in a transaction is an error.
-            let put = format!(r#"{{"requestPut":{{"key":"{key}","value":"{value}"}}}}"#);
             if !puts.contains(&put) {
                 puts.push(put);
             }
         }
-        let body = format!(r#"{{"success":[{}]}}"#, puts.join(","));
+        let puts = puts.join(",");
+        let (request, body, done) = match self.kept {
+            Kept::Etcd => ("POST /v3/kv/txn", format!(r#"{{"success":[{puts}]}}"#), r#""succeeded":true"#),
+            Kept::Consul => ("PUT /v1/txn", format!("[{puts}]"), r#""Errors":null"#),
+        };
         let head = format!(
-            "POST /v3/kv/txn HTTP/1.1\r\nHost: {ETCD}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            "{request} HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            self.address,
             body.len()
         );
         self.socket.get_mut().write_all((head + &body).as_bytes())?;
-        let (status, body) = read_response(&mut self.socket).context("etcd does not answer")?;
-        ensure!(
-            status == 200 && body.contains(r#""succeeded":true"#),
-            "etcd did not put a key: {status} {body}"
-        );
+        let (status, body) = read_response(&mut self.socket).context("the store does not answer")?;
+        ensure!(status == 200 && body.contains(done), "the store did not put a key: {status} {body}");
         Ok(())
     }
 }
@@ -280,7 +336,7 @@ mod tests {
 
     #[test]
     fn an_address_names_its_member() {
-        let cluster = Cluster { scope: "x", net: 19, members: 1_000, port: 5432 };
+        let cluster = Cluster { scope: "x", net: 19, members: 1_000, port: 5432, kept: Kept::Etcd };
         for member in [0, 1, 249, 250, 999] {
             let SocketAddr::V4(address) = cluster.server(member) else { panic!("an IPv6 address") };
             assert_eq!(Cluster::member_of(*address.ip()), (19, member));

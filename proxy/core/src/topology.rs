@@ -254,10 +254,13 @@ impl Topology {
         }
         self.touched = true;
         self.remembered = true;
-        for (name, member) in view.members {
-            let mut member = Member::new(member);
-            member.gone_since = Some(now);
-            self.members.entry(name).or_insert(member);
+        for (name, view) in view.members {
+            if let Some(known) = self.members.get_mut(&name) {
+                known.view = view; // a later memory is a better one
+            } else {
+                let member = self.members.entry(name).or_insert(Member::new(view));
+                member.gone_since = Some(now);
+            }
         }
         let ClusterView { settings, history, .. } = view;
         self.view = Some(ClusterView { settings, history, ..ClusterView::default() });

@@ -189,7 +189,7 @@ fn cluster(parts: &Parts, handle: &ClusterHandle) -> Cluster {
     let source = handle.source_stats();
     Cluster {
         name: handle.name.clone(),
-        source: handle.source,
+        source: handle.source(),
         endpoint: source.as_ref().and_then(|source| source.connected().map(str::to_owned)),
         store_reconnects: source.map_or(0, |source| source.reconnects()),
         described_ms: described.as_ref().map(|described| millis(described.made.elapsed())),

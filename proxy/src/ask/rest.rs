@@ -55,7 +55,7 @@ impl Patroni {
         if self.client.is_fresh(&origin) {
             self.headers = authorization(self.credentials.clone()).await;
         }
-        let answer = self.client.get(&origin, path, &self.headers).await.map_err(failure)?;
+let answer = self.client.get(&origin, path, &self.headers).await.map_err(|error| failure(&error))?;
         if matches!(answer.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
             let why = format!("it answers {}: check rest.user and its password", answer.status);
             return Err((AskError::Denied, why));
@@ -64,7 +64,7 @@ impl Patroni {
     }
 }
 
-fn failure(error: HttpError) -> Failure {
+fn failure(error: &HttpError) -> Failure {
     let kind = match error {
         HttpError::NotHttp(_) | HttpError::TooLong { .. } => AskError::Nonsense,
         _ if error.is_refused() => AskError::Refused,

@@ -51,6 +51,7 @@ const NOWHERE: usize = usize::MAX;
 #[derive(Debug)]
 pub struct SourceStats {
     clock: Clock,
+    kind: &'static str,
     endpoints: Box<[Arc<str>]>,
     connected: AtomicUsize,
     reconnects: AtomicU64,
@@ -72,6 +73,7 @@ impl SourceStats {
         };
         Self {
             clock,
+            kind: cluster.discovery.as_str(),
             endpoints: endpoints.iter().map(|endpoint| endpoint.to_string().into()).collect(),
             connected: AtomicUsize::new(NOWHERE),
             reconnects: AtomicU64::new(0),
@@ -80,6 +82,11 @@ impl SourceStats {
             revision: AtomicU64::new(0),
             alive: AtomicU64::new(0),
         }
+    }
+
+    /// The kind of source: `etcd`, `consul`, `patroni`, `static`.
+    pub fn kind(&self) -> &'static str {
+        self.kind
     }
 
     /// The endpoint that is being watched, while one is.

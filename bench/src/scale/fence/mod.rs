@@ -27,7 +27,7 @@ use self::server::{OldServer, Seen};
 use super::Scale;
 use super::subject::{Listening, PLACEMENT, Subject, address};
 use super::table::{Column, Table};
-use super::world::{Cluster, SERVER_PORT};
+use super::world::{Cluster, Kept, SERVER_PORT};
 use crate::load::idle;
 use crate::sandbox;
 
@@ -38,8 +38,8 @@ pub type Nanos = u64;
 pub const MESSAGE: usize = 16;
 
 /// Its servers' port is below those that the kernel gives to clients, one of which may be in use.
-const FENCED: Cluster = Cluster { scope: "fenced", net: 40, members: 2, port: 543 };
-const OTHER: Cluster = Cluster { scope: "other", net: 41, members: 1, port: SERVER_PORT };
+const FENCED: Cluster = Cluster { scope: "fenced", net: 40, members: 2, port: 543, kept: Kept::Etcd };
+const OTHER: Cluster = Cluster { scope: "other", net: 41, members: 1, port: SERVER_PORT, kept: Kept::Etcd };
 /// What the process needs beside the sessions.
 const OTHER_SESSIONS: u64 = 32;
 /// The usual, before.

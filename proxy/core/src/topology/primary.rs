@@ -63,6 +63,9 @@ pub(super) struct Owner {
     pub(super) standing: Standing,
     /// It has been confirmed since it was named.
     was_confirmed: bool,
+    named_at: Moment,
+    /// When it was last named or doubted.
+    pending_since: Moment,
     /// It is asked eagerly from here on: something has just happened to it.
     pub(super) eager_since: Moment,
     closes: u32,
@@ -83,6 +86,8 @@ impl Owner {
             by_members: false,
             standing: Standing::Pending { since: now, newer_than, unreached: reach.then_some(now) },
             was_confirmed: false,
+            named_at: now,
+            pending_since: now,
             eager_since: now,
             closes: 0,
             closes_since: now,
@@ -110,11 +115,12 @@ impl Owner {
         matches!(self.standing, Standing::Confirmed { .. })
     }
 
-    /// An answer proves nothing unless its question was sent at or after this moment.
-    fn counts_from(&self) -> Moment {
-        match self.standing {
-            Standing::Pending { since, .. } => since,
-            Standing::Confirmed { last, .. } => last,
+    /// An answer proves nothing unless its question was sent at or after this moment. The server's own word is not made
+    /// old by its Patroni's.
+    fn counts_from(&self, by: Witness) -> Moment {
+        match (self.standing, by) {
+            (Standing::Confirmed { last, .. }, Witness::Rest) => last,
+            (Standing::Confirmed { .. } | Standing::Pending { .. }, _) => self.pending_since,
         }
     }
 
@@ -211,6 +217,7 @@ impl Topology {
             Standing::Confirmed { .. } => {
                 let unreached = reach.then_some(now);
                 owner.standing = Standing::Pending { since: now, newer_than, unreached };
+                owner.pending_since = now;
                 let member = owner.member.clone();
                 self.note(Loudness::Info, Some(member), What::PrimaryDoubted { why });
             }
@@ -387,6 +394,7 @@ impl Topology {
             && view.role == MemberRole::Primary
             && view.state == MemberState::Running
             && view.position.is_some()
+            && member.server_says(now) != Some(false)
             && view.revision > newer_than.max(owner.key_revision);
         if proves && self.unknown_leader.is_none() && !self.store.lost() {
             self.confirm(now, None, "member-key");
@@ -405,8 +413,13 @@ impl Topology {
     /// The owner answered a question.
     pub(super) fn owner_answered(&mut self, answer: &Answer, now: Moment) {
         let Ok(status) = &answer.outcome else { return };
-        if answer.asked_at < self.owner.as_ref().map_or(Moment::NEVER, Owner::counts_from) {
-            return; // it speaks of a time before the doubt
+        let Some(owner) = &self.owner else { return };
+        if answer.asked_at < owner.counts_from(answer.by) {
+            // It speaks of a time before the doubt. The server's own denial is a reason for another one.
+            if answer.by == Witness::Sql && !status.writable() && answer.asked_at >= owner.named_at {
+                self.doubt(now, "its server denied late that it takes writes", false);
+            }
+            return;
         }
         // Where the server itself speaks, its Patroni may raise doubts, but neither end them nor cut sessions.
         let server_says = match answer.by {
@@ -428,7 +441,7 @@ impl Topology {
         match &mut owner.standing {
             Standing::Pending { .. } if !reached => {}
             Standing::Pending { .. } => self.confirm(now, Some(asked_at), answer.by.as_str()),
-            Standing::Confirmed { last, .. } => *last = asked_at,
+            Standing::Confirmed { last, .. } => *last = asked_at.max(*last),
         }
         let member = self.owner.as_ref().map(|owner| owner.member.clone());
         if let Some(announced) = self.announced.as_mut().filter(|announced| !announced.let_go)
@@ -455,6 +468,7 @@ impl Topology {
             Standing::Confirmed { .. } if in_recovery => {
                 self.touched = true;
                 owner.standing = Standing::Pending { since: now, newer_than, unreached: None };
+                owner.pending_since = now;
                 owner.eager_since = now;
                 let member = owner.member.clone();
                 self.note(Loudness::Warn, Some(member), What::PrimaryDemoted);
@@ -473,6 +487,9 @@ impl Topology {
     pub(super) fn follow_members(&mut self, now: Moment) {
         if !self.store.lost() {
             return;
+        }
+        if self.owner.is_none() && self.members.values().any(|member| self.is_unheard(member)) {
+            return; // whoever answers first need not be the right one
         }
         let ttl = self.ttl();
         let owner = self.owner.as_ref();
@@ -505,6 +522,11 @@ impl Topology {
                 }
             }
         }
+    }
+
+    /// It can be asked, and no question to it has come back yet, with an answer or without.
+    fn is_unheard(&self, member: &Member) -> bool {
+        member.answer.is_none() && (member.view.api.is_some() || self.policy.sql)
     }
 
     /// The highest timeline that the member was ever seen on.

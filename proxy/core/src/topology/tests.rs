@@ -4,6 +4,7 @@ mod bench;
 mod clusters;
 mod leader;
 mod listeners;
+mod memory;
 mod replicas;
 mod time;
 mod without_store;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use pointsman_config::StalePrimary;
-use pointsman_core::event::{AdminMode, Answer, Effect, Event, StoreCondition, What};
+use pointsman_core::event::{AdminMode, Answer, Effect, Event, StoreCondition, What, Witness};
 use pointsman_core::route::{GrantRole, RouteTable, Term};
 use pointsman_core::time::Moment;
 use pointsman_core::view::{ClusterView, MemberName, MemberRole, MemberState, Replication, Revision};
@@ -47,14 +47,14 @@ pub(crate) struct Checker {
     /// When the store came back last: who was known has a ttl to write its key again.
     back_at: Option<Moment>,
     ended: BTreeSet<Term>,
-    asked: BTreeMap<MemberName, Moment>,
+    asked: BTreeMap<(MemberName, Witness), Moment>,
     table: Option<RouteTable>,
     promoted_away: BTreeMap<Term, MemberName>,
     /// `stale_primary = "hold"`.
     pub(crate) holds_stale: bool,
     last_alive: Moment,
-    /// When each member was asked that last answered "I take writes", if that was its last word.
-    affirmed: BTreeMap<MemberName, Moment>,
+    /// What each witness said last of each member, and when it was asked: whether it takes writes.
+    words: BTreeMap<(MemberName, Witness), (Moment, bool)>,
     /// When the named leader was asked that last answered so, whatever it said since.
     last_affirmed: Moment,
     /// Superseded by what is about to be handed in.
@@ -130,10 +130,11 @@ impl Checker {
         } else if !self.key_present && !self.followed {
             let returning = self.keyless_since.is_some_and(|at| !too_old(at, TTL));
             assert!(self.paused || returning, "{writer} is routed to without a leader key");
-            let claim = self.affirmed.get(writer).copied().unwrap_or_default();
+            let claim = self.affirmed(writer).unwrap_or_default();
             assert!(!too_old(claim, FRESH), "{writer} is routed to without a leader key, by an old claim");
-            let mut others =
-                self.affirmed.iter().filter(|(member, at)| *member != writer && now.since(**at) < FRESH);
+            let members: BTreeSet<_> = self.words.keys().map(|(member, _)| member).collect();
+            let fresh = |member| self.affirmed(member).is_some_and(|at| now.since(at) < FRESH);
+            let mut others = members.into_iter().filter(|member| *member != writer && fresh(member));
             assert_eq!(
                 others.next(),
                 None,
@@ -172,9 +173,33 @@ impl Checker {
     }
 
     fn remember_lead(&mut self, now: Moment) {
-        let claim = self.named.as_ref().and_then(|named| self.affirmed.get(named));
-        let by_word = self.store_lost && claim.is_some_and(|at| now.since(*at) < TTL);
+        let claim = self.named.as_ref().and_then(|named| self.affirmed(named));
+        let by_word = self.store_lost && claim.is_some_and(|at| now.since(at) < TTL);
         self.led_before = self.key_present || self.followed || by_word;
+    }
+
+    /// When the member was asked that last answered "I take writes", if that was its last word. The server's own word
+    /// outranks its Patroni's, unless it is much older.
+    fn affirmed(&self, member: &MemberName) -> Option<Moment> {
+        let word = |witness| self.words.get(&(member.clone(), witness)).copied();
+        let (rest, sql) = (word(Witness::Rest), word(Witness::Sql));
+        let best = match (sql, rest) {
+            (Some(sql), Some(rest)) if sql.0 + FRESH < rest.0 => rest,
+            (Some(sql), _) => sql,
+            (None, rest) => rest?,
+        };
+        best.1.then_some(best.0)
+    }
+
+    /// Whoever is routed to for writes has not just denied it itself, whatever its Patroni says.
+    fn check_word(&self, now: Moment) {
+        let Some(writer) = self.writer() else { return };
+        let Some((asked_at, writable)) = self.words.get(&(writer.clone(), Witness::Sql)) else { return };
+        let counts = *asked_at >= self.named_at && now.since(*asked_at) < FRESH;
+        assert!(
+            *writable || !counts,
+            "{writer} is routed to, and its server itself denies that it takes writes"
+        );
     }
 
     /// The one member that new write sessions go to.
@@ -227,16 +252,14 @@ impl Checker {
 
     /// An answer is about to be handed in.
     pub(crate) fn saw_answer(&mut self, answer: &Answer, now: Moment) {
-        self.asked.remove(&answer.member);
+        self.asked.remove(&(answer.member.clone(), answer.by));
         if answer.outcome.as_ref().is_ok_and(|status| status.replication == Replication::Streaming) {
             // It counts for a while, as if it streamed.
             self.streamed.insert(answer.member.clone(), now.max(answer.asked_at + FRESH));
         }
         let writable = answer.outcome.as_ref().is_ok_and(pointsman_core::event::Status::writable);
-        if writable {
-            self.affirmed.insert(answer.member.clone(), answer.asked_at);
-        } else if answer.outcome.is_ok() {
-            self.affirmed.remove(&answer.member);
+        if answer.outcome.is_ok() {
+            self.words.insert((answer.member.clone(), answer.by), (answer.asked_at, writable));
         }
         if writable && self.named.as_ref() == Some(&answer.member) && answer.asked_at >= self.named_at {
             self.own_word = true;
@@ -265,8 +288,8 @@ impl Checker {
                     self.promoted_away.remove(&revocation.term);
                     clients.revoked(revocation.term);
                 }
-                Effect::Ask { member, deadline, .. } => {
-                    let out = self.asked.insert(member.clone(), now + *deadline);
+                Effect::Ask { member, question, deadline } => {
+                    let out = self.asked.insert((member.clone(), question.witness()), now + *deadline);
                     assert!(out.is_none_or(|until| until < now), "{member} was asked twice at a time");
                 }
                 Effect::Note(note) => {
@@ -302,6 +325,7 @@ impl Checker {
         self.check_table(effects);
         self.check_reads(effects, now);
         self.check_age(now, true);
+        self.check_word(now);
     }
 
     /// Who is routed to for reads is fit for them, by the last snapshot and the operators.

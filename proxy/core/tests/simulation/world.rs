@@ -6,6 +6,7 @@ use std::time::Duration;
 use pointsman_config::{Bytes, ClusterName, Fallback, ListenerName, OnPromote, StalePrimary, Target};
 use pointsman_core::event::{
     AdminMode, Answer, AskError, DialOutcome, Effect, Event, ListenerPolicy, Policy, Status, StoreCondition,
+    Witness,
 };
 use pointsman_core::route::NoRoute;
 use pointsman_core::time::{Moment, Now, UnixMillis};
@@ -97,7 +98,7 @@ fn listener(name: &str, target: Target, fallback: Fallback, on_promote: OnPromot
 }
 
 /// `settled`: the last policy, by which the end is judged.
-fn policy(dice: &mut Dice, settled: bool) -> Policy {
+fn policy(dice: &mut Dice, sql: bool, settled: bool) -> Policy {
     let fallback = if settled || dice.one_in(2) { Fallback::Primary } else { Fallback::None };
     let on_promote = OnPromote::ALL[usize::try_from(dice.below(3)).unwrap()];
     let stale_primary = if dice.one_in(2) { StalePrimary::Hold } else { StalePrimary::Route };
@@ -111,7 +112,7 @@ fn policy(dice: &mut Dice, settled: bool) -> Policy {
     if !dice.one_in(4) {
         listeners.push(listener("shifting", shifting, fallback, on_promote));
     }
-    Policy { listeners, stale_primary, sql: false }
+    Policy { listeners, stale_primary, sql }
 }
 
 impl World {
@@ -132,7 +133,8 @@ impl World {
                 (name(n), server)
             })
             .collect();
-        let policy = policy(&mut dice, false);
+        let sql = dice.one_in(2);
+        let policy = policy(&mut dice, sql, false);
         let holds_stale = policy.stale_primary == StalePrimary::Hold;
         let topology = Topology::new(ClusterName::new("sim").unwrap(), policy.clone(), seed);
         let mut world = Self {
@@ -335,7 +337,7 @@ impl World {
                 }
             }
             20 => {
-                let policy = policy(&mut self.dice, false);
+                let policy = policy(&mut self.dice, self.policy.sql, false);
                 self.tell(Event::Policy(policy));
             }
             22 => {
@@ -494,7 +496,7 @@ impl World {
     fn carry_out(&mut self, effect: Effect) {
         match effect {
             Effect::Ask { member, question, deadline } => {
-                let outcome = self.answer(&member);
+                let outcome = self.answer(&member, question.witness());
                 let limit = u64::try_from(deadline.as_millis()).unwrap();
                 let slow = !self.quiet && self.dice.one_in(10);
                 let late = if slow { self.dice.below(limit) } else { 1 + self.dice.below(8) };
@@ -510,9 +512,15 @@ impl World {
         }
     }
 
-    fn answer(&mut self, member: &MemberName) -> Result<Status, AskError> {
-        let lies = !self.quiet && self.dice.one_in(25);
-        let server = self.servers.get(member).filter(|server| server.patroni).ok_or(AskError::Refused)?;
+    /// A Patroni may lie, or be gone while its server runs; a server speaks the truth, if it speaks.
+    fn answer(&mut self, member: &MemberName, witness: Witness) -> Result<Status, AskError> {
+        let unlucky = !self.quiet && self.dice.one_in(25);
+        let (lies, fails) = (unlucky && witness == Witness::Rest, unlucky && witness == Witness::Sql);
+        let server = self.servers.get(member).filter(|server| match witness {
+            Witness::Rest => server.patroni,
+            Witness::Sql => server.running && !fails,
+        });
+        let server = server.ok_or(AskError::Refused)?;
         Ok(Status {
             role: if server.primary || lies { MemberRole::Primary } else { MemberRole::Replica },
             state: MemberState::from_patroni(if server.running { "running" } else { "stopping" }),
@@ -541,7 +549,7 @@ impl World {
         self.store_up = true;
         self.store.announcement = None;
         self.store.settings = ClusterSettings::default();
-        let policy = policy(&mut self.dice, true);
+        let policy = policy(&mut self.dice, self.policy.sql, true);
         self.tell(Event::Policy(policy));
         let leader = self.any_member();
         let others: Vec<MemberName> =

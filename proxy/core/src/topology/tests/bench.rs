@@ -89,8 +89,8 @@ pub(super) struct Bench {
 }
 
 impl Bench {
-    /// n1 has just been named; nobody has said anything.
-    pub(super) fn new() -> Self {
+    /// Nothing is known at all.
+    pub(super) fn bare() -> Self {
         let policy = Policy {
             listeners: vec![
                 listener("primary", Target::Primary),
@@ -102,7 +102,7 @@ impl Bench {
             stale_primary: StalePrimary::Hold,
             sql: false,
         };
-        let mut bench = Self {
+        Self {
             now: Now { mono: Moment::from_millis(1_000_000), wall: UnixMillis(START + 1_000_000) },
             store: ClusterView::default(),
             topology: Topology::new(ClusterName::new("test").unwrap(), policy.clone(), 7),
@@ -116,7 +116,12 @@ impl Bench {
             revoked: BTreeSet::new(),
             ended: Vec::new(),
             notes: Vec::new(),
-        };
+        }
+    }
+
+    /// n1 has just been named; nobody has said anything.
+    pub(super) fn new() -> Self {
+        let mut bench = Self::bare();
         for number in 1..=3 {
             let role = if number == 1 { MemberRole::Primary } else { MemberRole::Replica };
             bench.put(member(number, role));
@@ -364,7 +369,7 @@ impl Bench {
     }
 }
 
-fn member(number: u8, role: MemberRole) -> MemberView {
+pub(super) fn member(number: u8, role: MemberRole) -> MemberView {
     let host = format!("10.0.0.{number}");
     let primary = role == MemberRole::Primary;
     MemberView {
