@@ -4,8 +4,8 @@
 //! that wants a password says so by its code.)
 
 use bytes::Bytes;
-use hyper::{StatusCode, Uri};
 use hyper::header::{AUTHORIZATION, HeaderMap, HeaderValue};
+use hyper::{StatusCode, Uri};
 use pointsman_config::{Credentials, Rest, Secret, System};
 use pointsman_core::event::{AskError, Status};
 use pointsman_core::patroni::parse_status;
@@ -55,7 +55,7 @@ impl Patroni {
         if self.client.is_fresh(&origin) {
             self.headers = authorization(self.credentials.clone()).await;
         }
-let answer = self.client.get(&origin, path, &self.headers).await.map_err(|error| failure(&error))?;
+        let answer = self.client.get(&origin, path, &self.headers).await.map_err(|error| failure(&error))?;
         if matches!(answer.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
             let why = format!("it answers {}: check rest.user and its password", answer.status);
             return Err((AskError::Denied, why));

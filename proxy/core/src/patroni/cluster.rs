@@ -72,7 +72,8 @@ fn answer(fields: &Fields) -> Result<ClusterAnswer, String> {
         return Err(format!("it has {} members", entries.len()));
     }
     let mut all = ClusterAnswer { paused: fields.on("pause"), ..ClusterAnswer::default() };
-    all.scheduled = fields.object("scheduled_switchover")?.map(|map| scheduled(&Fields(map.clone()))).transpose()?;
+    all.scheduled =
+        fields.object("scheduled_switchover")?.map(|map| scheduled(&Fields(map.clone()))).transpose()?;
     for entry in entries {
         let Value::Object(entry) = entry else { return Err("a member is not an object".to_owned()) };
         all.take(&Fields(entry.clone()))?;
@@ -153,7 +154,8 @@ fn state(role: MemberRole, fields: &Fields) -> Result<(MemberState, Replication)
 
 fn scheduled(fields: &Fields) -> Result<Announcement, String> {
     let at = fields.text("at")?.ok_or("its scheduled_switchover has no time")?;
-    let at = iso8601::unix_millis(at).ok_or("the time of its scheduled_switchover is no time with an offset")?;
+    let at =
+        iso8601::unix_millis(at).ok_or("the time of its scheduled_switchover is no time with an offset")?;
     Ok(Announcement {
         leader: fields.name("from")?,
         candidate: fields.name("to")?,

@@ -162,7 +162,8 @@ impl Polls {
             return;
         };
         let leads = answer.leader.as_ref() == Some(name);
-        let serves = if answer.standby_cluster { status.role != MemberRole::Replica } else { status.writable() };
+        let serves =
+            if answer.standby_cluster { status.role != MemberRole::Replica } else { status.writable() };
         let mut reading = self.statuses.get(name).and_then(|heard| heard.reading);
         match status.position {
             Some(position) if leads && serves => {
@@ -264,7 +265,9 @@ impl Polls {
         if let (Some(is), Some(highest)) = (timeline, self.timeline)
             && is < highest
         {
-            return Err(format!("it names {name} on timeline {is}, and {present} leads since timeline {highest}"));
+            return Err(format!(
+                "it names {name} on timeline {is}, and {present} leads since timeline {highest}"
+            ));
         }
         match self.fell.get(name) {
             Some(turn) if knows.is_none_or(|knows| knows < *turn) => {
@@ -332,7 +335,8 @@ impl Polls {
             LeaderKey { member: name.clone(), revision: known.map_or(next, |key| key.revision) }
         });
         let members = answer.members.values().filter_map(|entry| entry.as_ref().ok());
-        let members = members.map(|entry| (entry.name.clone(), self.member(entry, leader.as_ref(), next, now)));
+        let members =
+            members.map(|entry| (entry.name.clone(), self.member(entry, leader.as_ref(), next, now)));
         let members: BTreeMap<_, _> = members.collect();
         let led_on = leader.as_ref().and_then(|key| members.get(&key.member)?.timeline);
         let settings = self.merged_settings(answer);
@@ -410,7 +414,8 @@ impl Polls {
     }
 
     fn complaints(&self, leader: Option<&LeaderKey>, now: Moment) -> Vec<Complaint> {
-        let sick = self.sick.iter().map(|(key, problem)| Complaint { key: key.clone(), problem: problem.clone() });
+        let sick =
+            self.sick.iter().map(|(key, problem)| Complaint { key: key.clone(), problem: problem.clone() });
         let behind = self.stale.iter().filter(|(_, stale)| now.since(stale.since) >= BEHIND);
         let behind = behind.map(|(whom, stale)| Complaint {
             key: "leader".to_owned(),

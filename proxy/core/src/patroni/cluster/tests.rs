@@ -101,14 +101,22 @@ fn what_is_no_answer() {
         (r#"{"members":[7]}"#, AskError::Nonsense, "a member is not an object"),
         (r#"{"members":[{}]}"#, AskError::Nonsense, "a member has no name"),
         (r#"{"members":[{"name":7}]}"#, AskError::Nonsense, "its name is not a text"),
-        (r#"{"members":[],"scope":"other"}"#, AskError::Stranger, "scope \"other\" answers where \"demo\" is expected"),
+        (
+            r#"{"members":[],"scope":"other"}"#,
+            AskError::Stranger,
+            "scope \"other\" answers where \"demo\" is expected",
+        ),
         (r#"{"members":[{"name":"a"},{"name":"a"}]}"#, AskError::Nonsense, "a is there twice"),
         (
             r#"{"members":[{"name":"a","role":"leader"},{"name":"b","role":"standby_leader"}]}"#,
             AskError::Nonsense,
             "both a and b lead",
         ),
-        (r#"{"members":[],"scheduled_switchover":{"at":"soon"}}"#, AskError::Nonsense, "no time with an offset"),
+        (
+            r#"{"members":[],"scheduled_switchover":{"at":"soon"}}"#,
+            AskError::Nonsense,
+            "no time with an offset",
+        ),
     ] {
         let (found, why) = error(text);
         assert_eq!(found, kind, "{text}");

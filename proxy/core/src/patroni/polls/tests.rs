@@ -287,7 +287,9 @@ fn standby_clusters_and_sync_standbys() {
 fn an_announcement_keeps_its_revision() {
     let mut polls = led_by_n1();
     let scheduled = |to: &str| {
-        let more = format!(r#","scheduled_switchover":{{"at":"2026-11-21T23:30:00+00:00","from":"n1","to":"{to}"}}"#);
+        let more = format!(
+            r#","scheduled_switchover":{{"at":"2026-11-21T23:30:00+00:00","from":"n1","to":"{to}"}}"#
+        );
         parse_cluster(body(1, 1, &more).as_bytes(), "demo").unwrap()
     };
     polls.take_cluster(&asked(1, 400, 410), scheduled("n2"));
@@ -351,7 +353,7 @@ proptest! {
                         let back = is < told && story[is].0 != story[told].0;
                         prop_assert!(!back || terms.insert(is), "{is} after {told} of {story:?}");
                         terms.insert(is);
-                        told = is.max(told);
+                        told = if back { is } else { is.max(told) };
                     }
                     let before = polls.revision();
                     let view = polls.settle(at(now));
