@@ -254,8 +254,7 @@ impl Cluster {
     pub async fn switchover(&self, candidate: &str) -> Result<()> {
         let leader = self.leader().await?;
         let body = json!({ "leader": leader, "candidate": candidate });
-        let answer =
-            http::send_slow(self.member(&leader)?.rest(), Method::POST, "/switchover", &body).await?;
+        let answer = http::send_slow(self.member(&leader)?.api(), Method::POST, "/switchover", &body).await?;
         let done = answer.status == 200;
         ensure!(done, "switchover to {candidate}: {} {}\n{}", answer.status, answer.body, self.tails());
         Ok(())
@@ -300,7 +299,7 @@ impl Cluster {
     /// Changes Patroni's dynamic configuration, as `patronictl edit-config` does.
     pub async fn configure(&self, patch: &Value) -> Result<()> {
         let leader = self.leader().await?;
-        let answer = http::send(self.member(&leader)?.rest(), Method::PATCH, "/config", patch).await?;
+        let answer = http::send(self.member(&leader)?.api(), Method::PATCH, "/config", patch).await?;
         ensure!(answer.status == 200, "config {patch}: {} {}", answer.status, answer.body);
         Ok(())
     }

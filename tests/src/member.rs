@@ -8,6 +8,7 @@ use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
 
 use crate::cluster::{ClusterOptions, NAMESPACE, SCOPE, merge};
+use crate::http::{Access, Target};
 use crate::process::{RunAs, Server};
 use crate::site::Site;
 use crate::{http, sql};
@@ -31,6 +32,7 @@ pub struct MemberOptions {
 pub struct Member {
     name: String,
     address: Ipv4Addr,
+    access: Option<Access>,
     server: Server,
 }
 
@@ -54,7 +56,7 @@ impl Member {
         // JSON is YAML.
         std::fs::write(directory.join("patroni.yml"), serde_json::to_string_pretty(&settings)?)?;
         let server = start_server(site, &directory)?;
-        Ok(Self { name, address, server })
+        Ok(Self { name, address, access: access(&settings)?, server })
     }
 
     /// `pg1`, `pg2`, …
@@ -70,6 +72,14 @@ impl Member {
     /// Where Patroni's REST API listens.
     pub fn rest(&self) -> SocketAddr {
         SocketAddr::from((self.address, REST_PORT))
+    }
+
+    /// The same, with what its own configuration says of how to be let in.
+    pub fn api(&self) -> Target {
+        match &self.access {
+            Some(access) => Target::over_tls(self.rest(), access.clone()),
+            None => self.rest().into(),
+        }
     }
 
     /// A libpq connection string that goes directly to this server.
@@ -89,7 +99,7 @@ impl Member {
 
     /// Patroni's answer to `GET /patroni`; its status code says little and is ignored.
     pub async fn status(&self) -> Result<Status> {
-        let body = http::get(self.rest(), "/patroni").await?.json()?;
+        let body = http::get(self.api(), "/patroni").await?.json()?;
         Ok(Status { name: self.name.clone(), body })
     }
 
@@ -193,6 +203,18 @@ impl Status {
 
 fn member_name(index: u8) -> String {
     format!("pg{}", index + 1)
+}
+
+/// How Patroni itself would ask another member: by `restapi` (over TLS or not, the password) and `ctl` (certificates).
+fn access(settings: &Value) -> Result<Option<Access>> {
+    let text = |pointer| settings.pointer(pointer).and_then(Value::as_str);
+    if text("/restapi/certfile").is_none() {
+        return Ok(None);
+    }
+    let file =
+        |pointer| text(pointer).map(Path::new).with_context(|| format!("patroni.yml has no {pointer}"));
+    let login = text("/restapi/authentication/username").zip(text("/restapi/authentication/password"));
+    Access::new(file("/ctl/cacert")?, file("/ctl/certfile")?, file("/ctl/keyfile")?, login).map(Some)
 }
 
 fn start_server(site: &Site, directory: &Path) -> Result<Server> {
