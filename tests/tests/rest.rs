@@ -114,6 +114,7 @@ async fn switchover_to(candidate: &str, cluster: &Cluster, pointsman: &Pointsman
 /// A replica with its Patroni hangs, and the others change the leader meanwhile: it delays nobody.
 async fn a_member_hangs(cluster: &Cluster, pointsman: &Pointsman) -> Result<()> {
     cluster.wait_ready().await?;
+    pointsman.wait_replicas(2).await?;
     let leader = cluster.leader().await?;
     let names: Vec<_> = cluster.members().iter().map(|member| member.name().to_owned()).collect();
     let mut others = names.iter().filter(|name| **name != leader);

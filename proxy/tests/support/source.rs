@@ -25,16 +25,30 @@ pub(crate) struct Source {
 
 /// The cluster `demo` of a configuration with this discovery.
 pub(crate) fn cluster(discovery: &str) -> Cluster {
+    cluster_with(&format!("discovery = {{ etcd = {{ {discovery} }} }}"))
+}
+
+/// The cluster `demo` with these settings.
+fn cluster_with(settings: &str) -> Cluster {
     let text = format!(
-        "[clusters.demo]\ndiscovery = {{ etcd = {{ {discovery} }} }}\n[[listeners]]\nbind = \"127.0.0.1:5000\"\ntarget = \"primary\"\n"
+        "[clusters.demo]\n{settings}\n[[listeners]]\nbind = \"127.0.0.1:5000\"\ntarget = \"primary\"\n"
     );
     let config = Config::parse(&text, "test.toml", Path::new("/")).unwrap_or_else(|wrong| panic!("{wrong}"));
     config.clusters.into_iter().next().unwrap()
 }
 
 impl Source {
+    /// In etcd.
     pub(crate) fn start(discovery: &str) -> Self {
-        let cluster = cluster(discovery);
+        Self::of(cluster(discovery))
+    }
+
+    /// Of a cluster with these settings.
+    pub(crate) fn start_in(settings: &str) -> Self {
+        Self::of(cluster_with(settings))
+    }
+
+    fn of(cluster: Cluster) -> Self {
         let stats = Arc::new(SourceStats::new(&cluster, Clock::start()));
         let (sender, events) = mpsc::channel(64);
         let (uneasy, peace) = watch::channel(false);

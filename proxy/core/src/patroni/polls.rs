@@ -258,7 +258,7 @@ impl Polls {
         let Some(name) = &answer.leader else {
             return Err(format!("it names no leader, and has never named {present}"));
         };
-        let timeline = self.claimed_timeline(name, answer);
+        let timeline = entry_timeline(name, answer);
         if timeline.is_some() && timeline > self.timeline {
             return Ok(());
         }
@@ -282,11 +282,6 @@ impl Polls {
         now.since(self.agreed_at) >= PATIENCE
     }
 
-    /// The timeline of the member that an answer names, by its key or by its own later word.
-    fn claimed_timeline(&self, name: &MemberName, answer: &ClusterAnswer) -> Option<Timeline> {
-        entry_timeline(name, answer).max(self.statuses.get(name).and_then(|heard| heard.status.timeline))
-    }
-
     /// Another leader, or none any more.
     fn turn_to(&mut self, answer: &ClusterAnswer, now: Moment) {
         self.turn = self.turn.saturating_add(1);
@@ -297,7 +292,7 @@ impl Polls {
         self.fell.retain(|name, _| answer.members.contains_key(name));
         if let Some(name) = &answer.leader {
             self.fell.remove(name);
-            let claimed = self.claimed_timeline(name, answer);
+            let claimed = entry_timeline(name, answer);
             if claimed > self.timeline || self.is_patience_over(now) {
                 self.timeline = claimed;
             }
