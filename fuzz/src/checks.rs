@@ -2,13 +2,14 @@
 
 use pointsman_core::consul::{KvEntry, MAX_KEYS, parse_kv};
 use pointsman_core::event::AskError;
-use pointsman_core::patroni::{Keyspace, parse_status};
+use pointsman_core::patroni::{Asked, Keyspace, Polls, Verdict, parse_cluster, parse_status};
 use pointsman_core::sql::parse_row;
 use pointsman_core::startup::{
     Encryption, EncryptionAnswer, FirstMessage, HotStandbyScanner, MAX_BODY, Parsed, ServerReply,
     StartupParser,
 };
-use pointsman_core::view::{ClusterView, MemberName, Revision};
+use pointsman_core::time::Moment;
+use pointsman_core::view::{Address, ApiUrl, ClusterView, MemberName, Revision};
 
 /// Reads first messages until the bytes end or are refused, whole and byte by byte: both must agree.
 pub fn startup(data: &[u8]) {
@@ -199,5 +200,37 @@ pub fn sql_row(data: &[u8]) {
             assert_eq!(error, AskError::Nonsense);
             assert!(!why.is_empty() && why.len() < 1000);
         }
+    }
+}
+
+/// Reads each line as an answer to `GET /cluster`, of one Patroni after the other. Whatever they say, each view is newer
+/// than the last, and an answer that makes no sense or does not count changes nothing but complaints.
+pub fn rest_cluster(data: &[u8]) {
+    let mut polls = Polls::new();
+    let mut last = ClusterView::default();
+    for (number, line) in (0_u64..).zip(data.split(|byte| *byte == b'\n').take(50)) {
+        let answer = match parse_cluster(line, "demo") {
+            Ok(answer) => answer,
+            Err((error, why)) => {
+                assert!(matches!(error, AskError::Stranger | AskError::Nonsense));
+                assert!(!why.is_empty() && why.len() < 5000);
+                continue;
+            }
+        };
+        let address = Address { host: "10.0.0.1".to_owned(), port: 8000 + u16::from(number % 3 == 0) };
+        let at = Moment::from_millis(number * 100);
+        let whom = ApiUrl { tls: false, address };
+        let verdict = polls.take_cluster(&Asked { whom, asked_at: at, answered_at: at }, answer);
+        let Some(view) = polls.settle(at) else { continue };
+        assert!(view.revision > last.revision);
+        for member in view.members.values() {
+            assert!(!member.addresses.is_empty() && member.addresses.iter().all(|to| to.port != 0));
+            assert!(member.revision <= view.revision);
+        }
+        assert!(view.leader.as_ref().is_none_or(|key| key.revision <= view.revision));
+        if !matches!(verdict, Verdict::Counts { .. }) {
+            assert_eq!((&view.leader, &view.members), (&last.leader, &last.members));
+        }
+        last = view;
     }
 }

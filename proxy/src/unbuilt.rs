@@ -1,17 +1,11 @@
 //! What the configuration file may say already, but this version cannot do yet.
 
-use pointsman_config::{Config, Discovery, Listener, ListenerTls, LogFormat};
+use pointsman_config::{Config, Listener, ListenerTls, LogFormat};
 
 /// A sentence for each setting that needs a part which is not built yet, with its place in the file.
 /// `run` refuses to start while there is one; `check` prints them.
 pub fn unbuilt(config: &Config) -> Vec<String> {
     let mut missing = Vec::new();
-    for cluster in &config.clusters {
-        let name = &cluster.name;
-        if matches!(cluster.discovery, Discovery::Patroni(_)) {
-            missing.push(format!("clusters.{name}.discovery.{}: not built yet", cluster.discovery.as_str()));
-        }
-    }
     for listener in &config.listeners {
         of_listener(listener, &mut missing);
     }

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
 use tokio_rustls::rustls::ClientConfig;
@@ -45,6 +47,8 @@ pub struct Member {
     server: Server,
     /// How its REST API is spoken to, where that is not in the clear.
     tls: Option<Arc<ClientConfig>>,
+    /// The header `Authorization`, where it asks for a password.
+    login: Option<String>,
 }
 
 impl Member {
@@ -77,7 +81,8 @@ impl Member {
         let command =
             [&options.wrapper[..], &[program.display().to_string(), "patroni.yml".to_owned()]].concat();
         let server = start_server(site, &directory, &command)?;
-        Ok(Self { name, postgres, rest, command, server, tls: rest_tls(&settings)? })
+        let (tls, login) = (rest_tls(&settings)?, rest_login(&settings));
+        Ok(Self { name, postgres, rest, command, server, tls, login })
     }
 
     /// `pg1`, `pg2`, …
@@ -97,7 +102,11 @@ impl Member {
 
     /// Where and how Patroni's REST API is spoken to.
     pub fn rest_place(&self) -> http::Place {
-        http::Place::from(self.rest()).over(self.tls.clone())
+        let place = http::Place::from(self.rest()).over(self.tls.clone());
+        match &self.login {
+            Some(login) => place.authorized(login.clone()),
+            None => place,
+        }
     }
 
     /// A libpq connection string that goes directly to this server.
@@ -249,6 +258,14 @@ fn rest_tls(settings: &Value) -> Result<Option<Arc<ClientConfig>>> {
     }
     let file = |pointer| settings.pointer(pointer).and_then(Value::as_str).context(pointer).map(Path::new);
     http::tls(file("/ctl/cacert")?, file("/ctl/certfile")?, file("/ctl/keyfile")?).map(Some)
+}
+
+/// The header of whoever may change something: `restapi.authentication` in its configuration (RFC 7617).
+fn rest_login(settings: &Value) -> Option<String> {
+    let text = |pointer| settings.pointer(pointer).and_then(Value::as_str);
+    let (user, password) =
+        text("/restapi/authentication/username").zip(text("/restapi/authentication/password"))?;
+    Some(format!("Basic {}", BASE64_STANDARD.encode(format!("{user}:{password}"))))
 }
 
 fn configuration(

@@ -38,7 +38,7 @@ fn report(what: &str, served: &Served) -> Result<()> {
 /// `config/examples/4b-repmgr.toml` with our addresses in place of its own, and one member more.
 fn configuration(site: &Site, tls: &str) -> Result<String> {
     let text = std::fs::read_to_string(tools::repository().join("config/examples/4b-repmgr.toml"))?;
-    let member = |index| format!("{}:5432", site.addresses.member(index));
+    let member = |index| format!("{}:5432", site.addresses.member(0, index));
     let third = format!("{{ name = \"pg3\", address = \"{}\" }},\n]", member(2));
     let mut text = text
         .replace("10.0.0.21:5432", &member(0))

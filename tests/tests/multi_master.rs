@@ -24,8 +24,8 @@ struct Lab {
 fn configuration(site: &Site) -> Result<String> {
     let text = std::fs::read_to_string(tools::repository().join("config/examples/4-multi-master.toml"))?;
     let text = text
-        .replace("10.0.0.21", &site.addresses.member(0).to_string())
-        .replace("10.0.0.22", &site.addresses.member(1).to_string())
+        .replace("10.0.0.21", &site.addresses.member(0, 0).to_string())
+        .replace("10.0.0.22", &site.addresses.member(0, 1).to_string())
         .replace("0.0.0.0", &site.addresses.balancer(0).to_string());
     let (text, _) = text.split_once("[log]").context("the example has no [log]")?;
     let left_out = ["10.0.0.23", "users = "];

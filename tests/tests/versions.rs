@@ -12,7 +12,6 @@ use pointsman_tests::{
 use serde_json::{Value, json};
 
 const SOON: Duration = Duration::from_secs(20);
-const CHANGE: Duration = Duration::from_secs(60);
 const EVERY: Duration = Duration::from_millis(50);
 /// What our part of an outage may be, on a busy machine.
 const SHARE_LIMIT_MS: f64 = 300.0;

@@ -1,6 +1,7 @@
-//! Patroni's words: the keys that it writes into the store, and the body of its REST status.
+//! Patroni's words: the keys that it writes into the store, and the bodies of its REST answers.
 //!
-//! A [`Keyspace`] mirrors the keys of one cluster and makes a [`ClusterView`] of them. Whatever cannot be
+//! [`Polls`] makes one [`ClusterView`] of the answers of several members' REST interfaces, where there is no store to
+//! read. A [`Keyspace`] mirrors the keys of one cluster and makes a [`ClusterView`] of them. Whatever cannot be
 //! understood becomes a [`Complaint`], and the last good value of that key stays in use; only a key that
 //! was deleted is gone. Words and shapes of Patroni 3.0 to 4.x are understood alike.
 
@@ -16,7 +17,9 @@ use crate::view::{
     SyncView, TimelineSwitch,
 };
 
+mod cluster;
 mod iso8601;
+mod polls;
 mod rest;
 mod url;
 mod values;
@@ -24,6 +27,8 @@ mod values;
 #[cfg(test)]
 mod tests;
 
+pub use cluster::{ClusterAnswer, Sick, parse_cluster, parse_config, parse_history};
+pub use polls::{Asked, Polls, Verdict};
 pub use rest::parse_status;
 pub(crate) use values::excerpt;
 

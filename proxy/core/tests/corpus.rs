@@ -138,6 +138,9 @@ fn the_checks_hold_for_the_corpus() {
     for (_, bytes) in corpus("sql_row") {
         checks::sql_row(&bytes);
     }
+    for (_, bytes) in corpus("rest_cluster") {
+        checks::rest_cluster(&bytes);
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -218,6 +221,11 @@ proptest! {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn the_checks_hold_for_mutated_clusters(bytes in mutated("rest_cluster")) {
+        checks::rest_cluster(&bytes);
+    }
 
     #[test]
     fn the_checks_hold_for_mutated_keys(bytes in mutated("patroni_keys")) {

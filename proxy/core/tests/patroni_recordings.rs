@@ -2,7 +2,7 @@
 
 mod support;
 
-use pointsman_core::patroni::{Keyspace, parse_status};
+use pointsman_core::patroni::{Keyspace, parse_cluster, parse_config, parse_history, parse_status};
 use pointsman_core::view::{
     Lsn, MemberName, MemberRole, MemberState, Replication, Revision, Timeline, TimelineSwitch,
 };
@@ -74,6 +74,58 @@ fn every_recorded_answer_is_understood() {
         }
     }
     assert!(answers >= 20, "only {answers} answers were found");
+}
+
+/// Recordings in which nothing happened between the keys and the answers.
+const STILL: [&str; 4] = ["debian-3.0.2", "steady", "sync", "tags"];
+
+/// `GET /cluster` says what the keys say.
+#[test]
+fn every_recorded_cluster_is_understood() {
+    let mut answers = 0;
+    for name in recording::all() {
+        for answer in recording::rest(&name) {
+            let Some(body) = answer.body.filter(|_| answer.status == 200) else { continue };
+            match answer.path.as_str() {
+                "/cluster" => answers += 1,
+                "/config" => {
+                    let ttl = parse_config(body.as_bytes()).unwrap().ttl;
+                    assert!([10, 20, 30].contains(&ttl), "{name}: {body}");
+                    continue;
+                }
+                "/history" => {
+                    parse_history(body.as_bytes()).unwrap_or_else(|why| panic!("{name}: {why}: {body}"));
+                    continue;
+                }
+                _ => continue,
+            }
+            says_what_the_keys_say(&name, body.as_bytes());
+        }
+    }
+    assert!(answers >= 20, "only {answers} answers were found");
+    let scheduled = recording::file("scheduled", "cluster.json").unwrap();
+    let scheduled = parse_cluster(scheduled.as_bytes(), "demo").unwrap().scheduled.unwrap();
+    assert_eq!(scheduled.scheduled_at, Some(1_795_303_800_000));
+}
+
+fn says_what_the_keys_say(name: &str, body: &[u8]) {
+    let cluster = parse_cluster(body, "demo").unwrap_or_else(|why| panic!("{name}: {why:?}"));
+    let view = keyspace(name).view();
+    assert_eq!(cluster.leader, view.leader.map(|key| key.member), "{name}");
+    assert_eq!(cluster.paused, view.settings.paused, "{name}");
+    let standbys = view.sync.map(|sync| sync.standbys).unwrap_or_default();
+    assert!(cluster.standbys.is_empty() || cluster.standbys == standbys, "{name}");
+    for (member, entry) in cluster.members {
+        let entry = entry.unwrap_or_else(|why| panic!("{name}, {member}: {why}"));
+        let key = &view.members[&member];
+        assert_eq!((&entry.addresses, &entry.api), (&key.addresses, &key.api), "{name}, {member}");
+        if !STILL.contains(&name) {
+            continue;
+        }
+        assert_eq!((&entry.state, &entry.tags), (&key.state, &key.tags), "{name}, {member}");
+        let leads = cluster.leader.as_ref() == Some(&member);
+        assert!(leads || entry.replication == key.replication, "{name}, {member}");
+    }
 }
 
 #[test]

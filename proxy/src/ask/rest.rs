@@ -1,10 +1,11 @@
 //! One member's Patroni, over HTTP.
 //!
-//! The status code says nothing that the body does not say better: only the body counts.
+//! The status code says nothing that the body does not say better: only the body counts. (Something in front of Patroni
+//! that wants a password says so by its code.)
 
 use bytes::Bytes;
-use hyper::Uri;
 use hyper::header::{AUTHORIZATION, HeaderMap, HeaderValue};
+use hyper::{StatusCode, Uri};
 use pointsman_config::{Credentials, Rest, Secret, System};
 use pointsman_core::event::{AskError, Status};
 use pointsman_core::patroni::parse_status;
@@ -55,6 +56,10 @@ impl Patroni {
             self.headers = authorization(self.credentials.clone()).await;
         }
         let answer = self.client.get(&origin, path, &self.headers).await.map_err(|error| failure(&error))?;
+        if matches!(answer.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+            let why = format!("it answers {}: check rest.user and its password", answer.status);
+            return Err((AskError::Denied, why));
+        }
         Ok(answer.body)
     }
 }

@@ -23,6 +23,7 @@ mod endpoints;
 mod etcd;
 mod fixed;
 mod guard;
+mod patroni;
 
 /// Runs a cluster's source for ever. `stats` must be of the same cluster ([`SourceStats::new`]). `uneasy`: whether a
 /// source that has to look by itself should look more often than in peace.
@@ -36,16 +37,9 @@ pub async fn run(
     match &cluster.discovery {
         Discovery::Etcd(etcd) => etcd::run(cluster, etcd, outlet).await,
         Discovery::Consul(consul) => consul::run(cluster, consul, outlet).await,
+        Discovery::Patroni(rest) => patroni::run(cluster, rest, outlet, uneasy).await,
         Discovery::Static(members) => fixed::run(cluster, members, outlet, uneasy).await,
-        Discovery::Patroni(_) => unbuilt(outlet).await,
     }
-}
-
-/// `pointsman run` refuses such a configuration before it comes to this.
-async fn unbuilt(mut outlet: Outlet<'_>) -> Infallible {
-    let kind = outlet.cluster.discovery.as_str();
-    outlet.lost(format!("discovery by {kind} is not built yet")).await;
-    std::future::pending().await
 }
 
 /// No endpoint is connected.

@@ -25,12 +25,13 @@ pub(crate) struct Source {
 
 /// The cluster `demo` of a configuration with this discovery.
 pub(crate) fn cluster(discovery: &str) -> Cluster {
-    cluster_of("etcd", discovery)
+    cluster_with(&format!("discovery = {{ etcd = {{ {discovery} }} }}"))
 }
 
-fn cluster_of(kind: &str, discovery: &str) -> Cluster {
+/// The cluster `demo` with these settings.
+fn cluster_with(settings: &str) -> Cluster {
     let text = format!(
-        "[clusters.demo]\ndiscovery = {{ {kind} = {{ {discovery} }} }}\n[[listeners]]\nbind = \"127.0.0.1:5000\"\ntarget = \"primary\"\n"
+        "[clusters.demo]\n{settings}\n[[listeners]]\nbind = \"127.0.0.1:5000\"\ntarget = \"primary\"\n"
     );
     let config = Config::parse(&text, "test.toml", Path::new("/")).unwrap_or_else(|wrong| panic!("{wrong}"));
     config.clusters.into_iter().next().unwrap()
@@ -39,15 +40,20 @@ fn cluster_of(kind: &str, discovery: &str) -> Cluster {
 impl Source {
     /// On etcd.
     pub(crate) fn start(discovery: &str) -> Self {
-        Self::start_on(cluster(discovery))
+        Self::of(cluster(discovery))
     }
 
     /// On Consul.
     pub(crate) fn start_consul(discovery: &str) -> Self {
-        Self::start_on(cluster_of("consul", discovery))
+        Self::start_in(&format!("discovery = {{ consul = {{ {discovery} }} }}"))
     }
 
-    fn start_on(cluster: Cluster) -> Self {
+    /// Of a cluster with these settings.
+    pub(crate) fn start_in(settings: &str) -> Self {
+        Self::of(cluster_with(settings))
+    }
+
+    fn of(cluster: Cluster) -> Self {
         let stats = Arc::new(SourceStats::new(&cluster, Clock::start()));
         let (sender, events) = mpsc::channel(64);
         let (uneasy, peace) = watch::channel(false);

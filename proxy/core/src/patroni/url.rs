@@ -43,6 +43,17 @@ pub(super) fn api_url(url: &str) -> Result<ApiUrl, String> {
     Ok(ApiUrl { tls, address: Address { host, port } })
 }
 
+/// Reads a host and a port that are given apart, as `GET /cluster` does. The host may be a list, and an IPv6 address in it
+/// has no brackets.
+pub(super) fn hosts(list: &str, port: Option<u16>) -> Result<Arc<[Address]>, String> {
+    let address = |text: &str| {
+        let text = text.trim_start_matches('[').trim_end_matches(']');
+        let host = if text.contains(':') { ipv6(text) } else { host_name(text) }?;
+        Ok(Address { host, port: port.unwrap_or(POSTGRES_PORT) })
+    };
+    list.split(',').map(address).collect()
+}
+
 fn strip_prefix_ignore_case<'a>(text: &'a str, prefix: &str) -> Option<&'a str> {
     let (start, rest) = text.split_at_checked(prefix.len())?;
     start.eq_ignore_ascii_case(prefix).then_some(rest)

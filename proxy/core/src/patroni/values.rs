@@ -13,7 +13,7 @@ use crate::view::{
 };
 
 /// No name that Patroni takes is longer; a longer one would only fill logs.
-const MAX_NAME: usize = 1024;
+pub(super) const MAX_NAME: usize = 1024;
 
 type Parsed<T> = Result<T, String>;
 
@@ -78,7 +78,7 @@ pub(super) fn replication(role: MemberRole, state: Option<&str>, says: bool) -> 
 }
 
 /// `tags` of a member, whatever their types.
-fn tags(tags: Option<&Map<String, Value>>) -> Tags {
+pub(super) fn tags(tags: Option<&Map<String, Value>>) -> Tags {
     let Some(tags) = tags else { return Tags::default() };
     let all: BTreeMap<_, _> = tags.iter().map(|(key, value)| (key.clone(), tag_text(value))).collect();
     // Since 3.2 a failover_priority of 0 says the same as nofailover.
@@ -238,7 +238,7 @@ fn number(value: &Value) -> Option<u64> {
 pub(super) struct Fields(pub(super) Map<String, Value>);
 
 impl Fields {
-    fn get(&self, key: &str) -> Option<&Value> {
+    pub(super) fn get(&self, key: &str) -> Option<&Value> {
         self.0.get(key).filter(|value| !value.is_null())
     }
 
@@ -251,7 +251,7 @@ impl Fields {
         value.transpose()
     }
 
-    fn name(&self, key: &str) -> Parsed<Option<MemberName>> {
+    pub(super) fn name(&self, key: &str) -> Parsed<Option<MemberName>> {
         Ok(self.text(key)?.filter(|name| !name.is_empty()).map(MemberName::from))
     }
 
