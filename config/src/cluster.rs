@@ -21,6 +21,8 @@ pub struct Cluster {
     pub balancers: NonZeroU32,
     /// What to do when nothing has confirmed the leader for a ttl.
     pub stale_primary: StalePrimary,
+    /// Which of a member's addresses its sessions go to.
+    pub connect_to: ConnectTo,
     /// How to ask the servers over SQL, if at all.
     pub sql: Option<Sql>,
     /// How to ask Patroni's REST interface.
@@ -59,6 +61,16 @@ choice!(
         Hold = "hold",
         /// Go on routing to the last one known.
         Route = "route",
+    }
+);
+
+choice!(
+    /// Which address of a member key sessions go to.
+    ConnectTo {
+        /// PostgreSQL itself (Patroni: `postgresql.connect_address`).
+        ConnUrl = "conn_url",
+        /// The connection pool beside it (Patroni: `postgresql.proxy_address`), where the member has one.
+        ProxyUrl = "proxy_url",
     }
 );
 

@@ -24,8 +24,8 @@ pub use ipnet::IpNet;
 
 pub use crate::{
     cluster::{
-        ClientTls, Cluster, Consul, Discovery, Etcd, PatroniRest, Probe, Rest, ServerTls, Sql, SqlTls,
-        StalePrimary, StaticMember, StaticMembers, Verify,
+        ClientTls, Cluster, ConnectTo, Consul, Discovery, Etcd, PatroniRest, Probe, Rest, ServerTls, Sql,
+        SqlTls, StalePrimary, StaticMember, StaticMembers, Verify,
     },
     diagnostics::{Diagnostic, Diagnostics, Severity},
     host::{Host, System},

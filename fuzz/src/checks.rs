@@ -1,5 +1,6 @@
 //! One check for each target. They panic when something is wrong.
 
+use pointsman_core::consul::{KvEntry, MAX_KEYS, parse_kv};
 use pointsman_core::event::AskError;
 use pointsman_core::patroni::{Asked, Keyspace, Polls, Verdict, parse_cluster, parse_status};
 use pointsman_core::startup::{
@@ -122,6 +123,49 @@ pub fn patroni_keys(data: &[u8]) {
     let revision = before.revision;
     keys.replace_all(revision, []);
     assert_eq!(keys.view(), ClusterView { revision, ..ClusterView::default() });
+}
+
+/// Reads the bytes as an answer of Consul's KV store: what was read, written down again, is read again; a key that
+/// was not asked for is never taken; and whatever it holds, Patroni's keys can be made of it.
+pub fn consul_kv(data: &[u8]) {
+    const PREFIX: &str = "service/demo/";
+    let entries = match parse_kv(data, PREFIX) {
+        Ok(entries) => entries,
+        Err(error) => {
+            let why = error.to_string();
+            return assert!(!why.is_empty() && why.len() < 1000);
+        }
+    };
+    assert!(entries.len() <= MAX_KEYS && entries.len() <= data.len());
+    assert!(entries.iter().all(|entry| !entry.key.is_empty()));
+    let plain = |entry: &&KvEntry| !entry.key.contains(['"', '\\']) && !entry.key.contains(char::is_control);
+    let plain: Vec<_> = entries.iter().filter(plain).collect();
+    let written = plain.iter().map(|KvEntry { key, value, revision }| {
+        format!(r#"{{"Key":"{PREFIX}{key}","Value":"{}","ModifyIndex":{}}}"#, base64(value), revision.0)
+    });
+    let again = format!("[{}]", written.collect::<Vec<_>>().join(","));
+    let again = parse_kv(again.as_bytes(), PREFIX).expect("what was written is read");
+    assert_eq!(again.iter().collect::<Vec<_>>(), plain);
+    let stranger = parse_kv(data, "elsewhere/");
+    assert!(entries.is_empty() || stranger.is_err());
+
+    let mut keys = Keyspace::new();
+    let all = entries.iter().map(|entry| (entry.key.as_str(), entry.value.as_slice(), entry.revision));
+    keys.replace_all(Revision(1), all);
+    let view = keys.view();
+    assert!(view.members.keys().all(|name| !name.as_str().is_empty()));
+}
+
+/// RFC 4648, section 4.
+fn base64(bytes: &[u8]) -> String {
+    let alphabet = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let letters = bytes.chunks(3).flat_map(|chunk| {
+        let bits = (0..3).fold(0_usize, |bits, at| bits << 8 | usize::from(*chunk.get(at).unwrap_or(&0)));
+        (0..4).map(move |place| {
+            if place <= chunk.len() { char::from(alphabet[bits >> (18 - 6 * place) & 63]) } else { '=' }
+        })
+    });
+    letters.collect()
 }
 
 /// Reads the bytes as a member's REST status: an answer is of the member that was asked, or it is none.

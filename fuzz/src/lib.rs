@@ -2,6 +2,6 @@
 //! corpus and random mutations of it, where only a stable toolchain is at hand.
 //!
 //! Run with `cargo +nightly fuzz run TARGET` in the repository's root: `startup`, `server_reply`, `patroni_keys`,
-//! `rest_status`, `rest_cluster`.
+//! `rest_status`, `rest_cluster`, `consul_kv`.
 
 pub mod checks;

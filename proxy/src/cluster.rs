@@ -122,9 +122,10 @@ impl Cluster {
     /// started anew if it changed. Waits for room in the control task's channel.
     pub async fn reconfigure(&mut self, config: pointsman_config::Cluster, listeners: &[Listener]) {
         let policy = policy(&config, listeners);
-        // The source gives the members their weights.
-        let source_changed =
-            config.discovery != self.config.discovery || config.weights != self.config.weights;
+        // The source gives the members their addresses and weights.
+        let source_changed = config.discovery != self.config.discovery
+            || config.connect_to != self.config.connect_to
+            || config.weights != self.config.weights;
         self.config = config;
         let _ = self.events.send(Event::Policy(policy)).await; // fails only when the control task has ended
         if source_changed {

@@ -4,17 +4,30 @@
 
 use std::error::Error as _;
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, lookup_host};
+use tokio::time::{Instant, sleep_until};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::ClientConfig;
 
 use crate::tls;
+
+#[cfg(test)]
+mod tests;
+
+/// An address that has not answered for so long is not waited for alone (RFC 8305, Connection Attempt Delay).
+const STAGGER: Duration = Duration::from_millis(250);
+/// More addresses than this no server has; a name server may send what it likes.
+const MAX_ADDRESSES: usize = 16;
 
 /// A connection, in the clear or over TLS.
 pub(crate) trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -92,11 +105,41 @@ impl AsyncWrite for Remembering {
     }
 }
 
-/// Connects to a host (looked up if it is a name; every address is tried in turn), without Nagle's delay.
+/// Connects to a host, without Nagle's delay. A name is looked up each time; see [`tcp_turn`].
 pub(crate) async fn tcp(host: &str, port: u16) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect((host, port)).await?;
+    tcp_turn(host, port, 0).await
+}
+
+/// The same for the `turn`-th time in a row, from 0: if the name has several addresses, each turn begins with the next of
+/// them. An address may take connections and then do nothing; only the caller can see that.
+pub(crate) async fn tcp_turn(host: &str, port: u16, turn: usize) -> io::Result<TcpStream> {
+    let mut addresses: Vec<_> = lookup_host((host, port)).await?.take(MAX_ADDRESSES).collect();
+    let first = turn.checked_rem(addresses.len()).unwrap_or_default();
+    addresses.rotate_left(first);
+    let stream = any_of(addresses).await?;
     stream.set_nodelay(true)?;
     Ok(stream)
+}
+
+/// The first connection to be made. An address is tried when the one before it fails or is slow; nobody is given up.
+async fn any_of(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
+    let mut addresses = addresses.into_iter();
+    let mut dials = FuturesUnordered::new();
+    let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    let mut next_at = Instant::now();
+    loop {
+        tokio::select! {
+            Some(dialled) = dials.next() => match dialled {
+                Ok(stream) => return Ok(stream),
+                Err(error) => (failed, next_at) = (error, Instant::now()),
+            },
+            () = sleep_until(next_at), if addresses.len() > 0 => {
+                dials.extend(addresses.next().map(TcpStream::connect));
+                next_at = Instant::now() + STAGGER;
+            }
+            else => return Err(failed),
+        }
+    }
 }
 
 /// Lays TLS over a connection, if its parts are given.

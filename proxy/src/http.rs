@@ -79,7 +79,6 @@ impl HttpError {
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
-    #[expect(dead_code, reason = "the Consul source reads its index from them")]
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
 }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser as _;
 use pointsman::cli::Cli;
@@ -31,7 +32,10 @@ fn serve(config: Config, file: &Path) -> ExitCode {
     if !config.vips.is_empty() {
         tracing::warn!("the file has [[vips]], but pointsman-vip is not built yet: keep keepalived for them");
     }
-    match runtime.block_on(run(config, file, &logging)) {
+    let ended = runtime.block_on(run(config, file, &logging));
+    // Threads that read a slow disk or wait for a name server can be left to themselves.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");

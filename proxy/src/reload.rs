@@ -101,6 +101,7 @@ impl Process {
                     let mut config = running.config().clone();
                     config.discovery = cluster.discovery.clone();
                     config.stale_primary = cluster.stale_primary;
+                    config.connect_to = cluster.connect_to;
                     config.balancers = cluster.balancers;
                     config.weights.clone_from(&cluster.weights);
                     running.reconfigure(config, &listeners).await;

@@ -8,9 +8,9 @@ pub fn unbuilt(config: &Config) -> Vec<String> {
     let mut missing = Vec::new();
     for cluster in &config.clusters {
         let name = &cluster.name;
-        if !matches!(cluster.discovery, Discovery::Etcd(_) | Discovery::Patroni(_)) {
+        if matches!(cluster.discovery, Discovery::Static(_)) {
             missing.push(format!(
-                "clusters.{name}.discovery.{}: only etcd and patroni are built yet",
+                "clusters.{name}.discovery.{}: only etcd, consul and patroni are built yet",
                 cluster.discovery.as_str()
             ));
         }

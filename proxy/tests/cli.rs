@@ -344,11 +344,11 @@ fn check_says_fine_or_everything_that_is_wrong() {
 fn what_is_not_built_yet_is_refused_by_check_and_run() {
     let dir = tempfile::tempdir().unwrap();
     let more = "accept_proxy = true\n[log]\nformat = \"haproxy\"\n";
-    let consul = GOOD.replace(
+    let fixed = GOOD.replace(
         "{ etcd = { endpoints = [\"http://127.0.0.1:2379\"] } }",
-        "{ consul = { addresses = [\"127.0.0.1:8500\"] } }",
+        "{ static = { members = [{ name = \"pg1\", address = \"127.0.0.1:5432\" }] } }\nsql = { user = \"p\" }",
     );
-    let file = write(dir.path(), &(consul + more));
+    let file = write(dir.path(), &(fixed + more));
     for command in ["check", "run"] {
         let output = run(&[command, "--config", &file]);
         assert_eq!(output.status.code(), Some(78), "{command}");
@@ -356,7 +356,8 @@ fn what_is_not_built_yet_is_refused_by_check_and_run() {
             text(&output.stderr),
             format!(
                 "{file}: this version cannot run this configuration yet:\n  \
-                 clusters.main.discovery.consul: only etcd and patroni are built yet\n  \
+                 clusters.main.discovery.static: only etcd, consul and patroni are built yet\n  \
+                 clusters.main.sql: SQL probes are not built yet\n  \
                  listeners.replicas.accept_proxy: the PROXY protocol is not built yet\n  \
                  log.format = \"haproxy\": not built yet; there is \"text\" and \"json\"\n"
             ),

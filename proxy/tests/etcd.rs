@@ -1,13 +1,12 @@
-//! The etcd source against real etcd servers: killed, frozen, restarted, compacted, with users and with TLS.
+//! The etcd source against real etcd servers: killed, frozen, restarted, compacted.
 #![expect(clippy::unwrap_used, reason = "a test may fail")]
 
 mod support;
 
-use std::fs;
 use std::time::{Duration, Instant};
 
 use etcd_client::{Txn, TxnOp};
-use support::etcd::EtcdCluster;
+use support::etcd::{EtcdCluster, Setup, Version};
 use support::fake::forwarder;
 use support::source::Source;
 use tokio::sync::watch;
@@ -15,17 +14,26 @@ use tokio::sync::watch;
 const MEMBER: &str =
     r#"{"conn_url":"postgres://127.0.0.1:5432/postgres","state":"running","role":"primary"}"#;
 
-fn three() -> (EtcdCluster, Source) {
-    let etcd = EtcdCluster::start(3);
+support::etcd::on_both_versions!(
+    it_reads_and_then_watches,
+    killed_and_restarted,
+    frozen,
+    all_killed_and_restarted,
+    all_frozen_and_thawed,
+    quorum_lost_and_found,
+    compacted_while_away
+);
+
+fn three(version: Version) -> (EtcdCluster, Source) {
+    let etcd = EtcdCluster::start_with(Setup { version, ..Setup::default() });
     etcd.put(0, "leader", "n1");
     etcd.put(0, "members/n1", MEMBER);
     let source = Source::start(&format!("endpoints = [{}]", etcd.endpoints()));
     (etcd, source)
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn it_reads_and_then_watches() {
-    let (etcd, mut source) = three();
+async fn it_reads_and_then_watches(version: Version) {
+    let (etcd, mut source) = three(version);
     let view = source.leader("n1").await;
     assert_eq!((view.members.len(), view.complaints.len()), (1, 0));
     assert_eq!(source.stats.connected(), Some(etcd.endpoint(0).as_str()));
@@ -58,9 +66,8 @@ async fn more_keys_than_a_page() {
 }
 
 /// The connected server dies: the next one is used, without the store being lost.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn killed_and_restarted() {
-    let (mut etcd, mut source) = three();
+async fn killed_and_restarted(version: Version) {
+    let (mut etcd, mut source) = three(version);
     source.leader("n1").await;
     etcd.kill(0);
     etcd.put(1, "leader", "n2");
@@ -78,9 +85,8 @@ async fn killed_and_restarted() {
 }
 
 /// The connected server hangs: its connection stays open and says nothing.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn frozen() {
-    let (etcd, mut source) = three();
+async fn frozen(version: Version) {
+    let (etcd, mut source) = three(version);
     source.leader("n1").await;
     etcd.freeze(0);
     let frozen = Instant::now();
@@ -95,9 +101,8 @@ async fn frozen() {
 }
 
 /// All servers die and come back: the store is lost once, then alive.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn all_killed_and_restarted() {
-    let (mut etcd, mut source) = three();
+async fn all_killed_and_restarted(version: Version) {
+    let (mut etcd, mut source) = three(version);
     source.leader("n1").await;
     (0..3).for_each(|node| etcd.kill(node));
     let error = source.lost().await;
@@ -111,9 +116,8 @@ async fn all_killed_and_restarted() {
     source.leader("n2").await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn all_frozen_and_thawed() {
-    let (etcd, mut source) = three();
+async fn all_frozen_and_thawed(version: Version) {
+    let (etcd, mut source) = three(version);
     source.leader("n1").await;
     (0..3).for_each(|node| etcd.freeze(node));
     let error = source.lost().await;
@@ -144,9 +148,8 @@ async fn the_only_endpoint_frozen() {
 }
 
 /// Without a quorum the connected server still lives, but says that it has no leader.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn quorum_lost_and_found() {
-    let (mut etcd, mut source) = three();
+async fn quorum_lost_and_found(version: Version) {
+    let (mut etcd, mut source) = three(version);
     source.leader("n1").await;
     etcd.kill(1);
     etcd.kill(2);
@@ -179,9 +182,8 @@ async fn a_dead_watch() {
 }
 
 /// What happened while we were away is compacted: the full read does not need it.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn compacted_while_away() {
-    let (etcd, mut source) = three();
+async fn compacted_while_away(version: Version) {
+    let (etcd, mut source) = three(version);
     let before = source.leader("n1").await.revision;
     etcd.freeze(0);
     etcd.await_health_of(1);
@@ -211,84 +213,10 @@ async fn an_older_store_is_believed_when_it_persists() {
     source.leader("n2").await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_user_who_may_read_the_prefix_only() {
-    let etcd = EtcdCluster::start(1);
-    etcd.put(0, "leader", "n1");
-    for args in [
-        &["user", "add", "root:rootpw"][..],
-        &["user", "grant-role", "root", "root"],
-        &["role", "add", "reader"],
-        &["role", "grant-permission", "--prefix=true", "reader", "read", "/service/demo/"],
-        &["user", "add", "reader:secret"],
-        &["user", "grant-role", "reader", "reader"],
-        &["user", "add", "stranger:secret"],
-    ] {
-        etcd.ctl(0, args);
-    }
-    let password = etcd.dir().join("password");
-    fs::write(&password, "secret\n").unwrap();
-    let login = |user: &str| {
-        format!("endpoints = [{}], username = {user:?}, password_file = {:?}", etcd.endpoints(), password)
-    };
-    // Before authentication is enabled, credentials do no harm.
-    Source::start(&login("reader")).leader("n1").await;
-    etcd.ctl(0, &["auth", "enable"]);
-
-    let mut source = Source::start(&login("reader"));
-    source.leader("n1").await;
-    etcd.ctl(0, &["--user", "root:rootpw", "put", "/service/demo/leader", "n2"]);
-    source.leader("n2").await;
-
-    let error = Source::start(&login("stranger")).lost().await;
-    assert!(error.contains("may not read /service/demo/"), "{error}");
-    let error = Source::start(&format!("endpoints = [{}]", etcd.endpoints())).lost().await;
-    assert!(error.contains("wants a user and a password"), "{error}");
-
-    // A wrong password, which is corrected in its file while we try.
-    fs::write(&password, "wrong\n").unwrap();
-    let mut source = Source::start(&login("reader"));
-    let error = source.lost().await;
-    assert!(error.contains("authentication failed for user \"reader\""), "{error}");
-    assert!(!error.contains("wrong"), "a password was shown: {error}");
-    fs::write(&password, "secret").unwrap();
-    source.leader("n2").await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn mutual_tls() {
-    let etcd = EtcdCluster::start_tls(1);
-    etcd.put(0, "leader", "n1");
-    let certs = etcd.certs();
-    let with = |ca: &str, rest: &str| {
-        format!("endpoints = [{}], tls = {{ ca = {:?}{rest} }}", etcd.endpoints(), certs.path(ca))
-    };
-    let client = format!(", cert = {:?}, key = {:?}", certs.path("client.pem"), certs.path("client.key"));
-    let mut source = Source::start(&with("ca.pem", &client));
-    source.leader("n1").await;
-    etcd.put(0, "leader", "n2");
-    source.leader("n2").await;
-
-    let error = Source::start(&with("other-ca.pem", &client)).lost().await;
-    assert!(error.contains("not trusted here"), "{error}");
-    let error = Source::start(&with("ca.pem", "")).lost().await;
-    assert!(error.contains("client certificate"), "{error}");
-    let named = format!("{client}, server_name = \"elsewhere.example.com\"");
-    let error = Source::start(&with("ca.pem", &named)).lost().await;
-    assert!(error.contains("names another host"), "{error}");
-    Source::start(&with("ca.pem", &format!("{named}, verify = \"ca\""))).leader("n2").await;
-    let unchecked = format!("endpoints = [{}], tls = {{ verify = \"none\"{client} }}", etcd.endpoints());
-    Source::start(&unchecked).leader("n2").await;
-
-    let clear = etcd.endpoints().replace("https", "http");
-    let error = Source::start(&format!("endpoints = [{clear}]")).lost().await;
-    assert!(error.contains("connection broke") || error.contains("closed"), "{error}");
-}
-
 /// From the write to the event, over a real watch.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn latency_from_put_to_view() {
-    let (etcd, mut source) = three();
+    let (etcd, mut source) = three(Version::Installed);
     source.leader("n1").await;
     let mut client = etcd_client::Client::connect([etcd.endpoint(1)], None).await.unwrap();
     let (mut whole, mut after) = (Vec::new(), Vec::new());

@@ -110,7 +110,7 @@ impl FakePatronis {
 }
 
 fn source(members: &[String]) -> Source {
-    Source::start_in(&format!("discovery = {{ patroni = {{ members = {members:?} }} }}"))
+    Source::start_patroni(&format!("members = {members:?}"))
 }
 
 impl Truth {

@@ -1,25 +1,27 @@
-//! A whole cluster: etcd, and members with streaming replication.
+//! A whole cluster: etcd or Consul, and members with streaming replication.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use hyper::Method;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::addresses::Addresses;
-use crate::etcd::Etcd;
+use crate::consul::Consul;
+use crate::etcd::{Etcd, EtcdGuard};
 use crate::http;
 use crate::member::{Member, MemberOptions};
 use crate::site::Site;
 use crate::wait;
 
-/// Patroni's scope: the cluster's name.
+/// Patroni's scope: the cluster's name, unless its options say another.
 pub const SCOPE: &str = "main";
-/// Patroni's namespace: where the scope is kept in etcd.
+/// Patroni's namespace: where the scope is kept in the store.
 pub const NAMESPACE: &str = "/service/";
 
 const BOOTSTRAP_DEADLINE: Duration = Duration::from_secs(60);
@@ -31,10 +33,18 @@ static TURN: Semaphore = Semaphore::const_new(1);
 /// How a cluster is made. The defaults suit tests: Patroni as quick as it can be, no fsync.
 #[derive(Debug, Clone)]
 pub struct ClusterOptions {
+    /// Patroni's scope: the cluster's name.
+    pub scope: String,
+    /// Which part of the site's addresses it lives on: 0, 1, … for clusters beside each other.
+    pub place: u8,
     /// Number of members; their names are `pg1`, `pg2`, …
     pub members: u8,
     /// Number of etcd nodes: 1 to 3.
     pub etcd_nodes: u8,
+    /// etcd with TLS on both sides and users. Patroni's side of it belongs into `patroni`.
+    pub etcd_guard: Option<EtcdGuard>,
+    /// Number of Consul servers, 1 to 3, in place of etcd. 0: etcd.
+    pub consul_servers: u8,
     /// Patroni's `ttl`: how long a leader that has vanished keeps its key. Patroni 4 refuses less than 20 s.
     pub ttl: Duration,
     /// Patroni's `loop_wait`.
@@ -60,8 +70,12 @@ pub struct ClusterOptions {
 impl Default for ClusterOptions {
     fn default() -> Self {
         Self {
+            scope: SCOPE.to_owned(),
+            place: 0,
             members: 3,
             etcd_nodes: 1,
+            etcd_guard: None,
+            consul_servers: 0,
             ttl: Duration::from_secs(20),
             loop_wait: Duration::from_secs(3),
             retry_timeout: Duration::from_secs(5),
@@ -77,7 +91,7 @@ impl Default for ClusterOptions {
 }
 
 impl ClusterOptions {
-    /// Patroni's dynamic configuration, which the first member writes to etcd.
+    /// Patroni's dynamic configuration, which the first member writes to the store.
     pub(crate) fn dynamic_configuration(&self) -> Value {
         let mut configuration = json!({
             "ttl": self.ttl.as_secs(),
@@ -117,31 +131,45 @@ pub(crate) fn merge(target: &mut Value, patch: &Value) {
 /// A running cluster. Dropping it ends it and leaves nothing behind.
 #[derive(Debug)]
 pub struct Cluster {
-    /// etcd.
+    /// etcd; without nodes when the cluster stands on Consul.
     pub etcd: Etcd,
+    scope: String,
+    consul: Option<Consul>,
     members: Vec<Member>,
     /// Directory and addresses. After the servers: it ends what they leave.
-    pub site: Site,
-    _turn: SemaphorePermit<'static>,
+    pub site: Arc<Site>,
+    /// `None`: it lives on the turn of the cluster that it was started beside.
+    _turn: Option<SemaphorePermit<'static>>,
 }
 
 impl Cluster {
     /// Starts a cluster on addresses of its own and waits until all of it is ready.
     pub async fn start(options: &ClusterOptions) -> Result<Self> {
         let turn = TURN.acquire().await?;
-        Self::build(Site::new(Addresses::reserve()?)?, turn, options).await
+        Self::build(Arc::new(Site::new(Addresses::reserve()?)?), Some(turn), options).await
     }
 
     /// Starts a cluster in `site` and waits until all of it is ready.
     pub async fn start_in(site: Site, options: &ClusterOptions) -> Result<Self> {
         let turn = TURN.acquire().await?;
-        Self::build(site, turn, options).await
+        Self::build(Arc::new(site), Some(turn), options).await
     }
 
-    async fn build(site: Site, turn: SemaphorePermit<'static>, options: &ClusterOptions) -> Result<Self> {
-        (options.progress)("starting etcd");
-        let etcd = Etcd::start(&site, options.etcd_nodes).await?;
-        let mut cluster = Self { etcd, members: Vec::new(), site, _turn: turn };
+    /// Starts a second cluster in the same site, with an etcd of its own, and waits until all of it is ready. The options
+    /// must name another scope and another place than those of the first, which must outlive this one.
+    pub async fn start_beside(&self, options: &ClusterOptions) -> Result<Self> {
+        ensure!(options.scope != self.scope, "two clusters of one scope");
+        Self::build(Arc::clone(&self.site), None, options).await
+    }
+
+    async fn build(
+        site: Arc<Site>,
+        turn: Option<SemaphorePermit<'static>>,
+        options: &ClusterOptions,
+    ) -> Result<Self> {
+        let (etcd, consul) = start_store(&site, options).await?;
+        let scope = options.scope.clone();
+        let mut cluster = Self { etcd, consul, scope, members: Vec::new(), site, _turn: turn };
         cluster.write_patronictl_configuration()?;
         (options.progress)("making the first member, pg1");
         cluster.add_member(0, options)?;
@@ -156,19 +184,20 @@ impl Cluster {
 
     fn add_member(&mut self, index: u8, options: &ClusterOptions) -> Result<()> {
         let special = options.member_options.get(usize::from(index)).cloned().unwrap_or_default();
-        let member = Member::start(&self.site, index, &self.etcd.addresses(), options, &special)?;
+        let store = self.store(usize::from(index))?;
+        let member = Member::start(&self.site, index, &store, options, &special)?;
         self.members.push(member);
         Ok(())
     }
 
     /// The first member alone: the others can copy it as soon as it is primary.
     async fn wait_bootstrapped(&mut self) -> Result<()> {
-        let etcd = &self.etcd;
+        let (etcd, consul, scope) = (&self.etcd, self.consul.as_ref(), &self.scope);
         let member = self.members.first_mut().context("a cluster has a member")?;
         let ready = wait::until("the first member to become primary", BOOTSTRAP_DEADLINE, async || {
             member.check_running()?;
-            leader_key(etcd).await?;
-            member.status().await?.check_primary()
+            read_key(etcd, consul, scope, "leader").await?.context("nobody holds the leader key")?;
+            member.status().await?.check_leader()
         });
         ready.await.with_context(|| member.server().tail())
     }
@@ -178,7 +207,7 @@ impl Cluster {
         let ready = wait::until("every member to run and stream", READY_DEADLINE, async || {
             let leader = self.leader().await?;
             let status = self.member(&leader)?.status().await?;
-            status.check_primary()?;
+            status.check_leader()?;
             for member in self.members.iter().filter(|member| member.name() != leader) {
                 member.status().await?.check_replica_of(&status)?;
             }
@@ -189,7 +218,7 @@ impl Cluster {
 
     /// Who holds the leader key; an error when nobody does.
     pub async fn leader(&self) -> Result<String> {
-        leader_key(&self.etcd).await
+        self.get_key("leader").await?.context("nobody holds the leader key")
     }
 
     /// Waits until `name` holds the leader key and is writable.
@@ -254,7 +283,8 @@ impl Cluster {
     pub async fn switchover(&self, candidate: &str) -> Result<()> {
         let leader = self.leader().await?;
         let body = json!({ "leader": leader, "candidate": candidate });
-        let answer = http::send_slow(self.member(&leader)?.api(), Method::POST, "/switchover", &body).await?;
+        let answer =
+            http::send_slow(self.member(&leader)?.rest_place(), Method::POST, "/switchover", &body).await?;
         let done = answer.status == 200;
         ensure!(done, "switchover to {candidate}: {} {}\n{}", answer.status, answer.body, self.tails());
         Ok(())
@@ -298,10 +328,16 @@ impl Cluster {
 
     /// Changes Patroni's dynamic configuration, as `patronictl edit-config` does.
     pub async fn configure(&self, patch: &Value) -> Result<()> {
-        let leader = self.leader().await?;
-        let answer = http::send(self.member(&leader)?.api(), Method::PATCH, "/config", patch).await?;
-        ensure!(answer.status == 200, "config {patch}: {} {}", answer.status, answer.body);
-        Ok(())
+        // Any Patroni takes it, and there may be no leader.
+        let mut refused = String::new();
+        for member in &self.members {
+            match http::send(member.rest_place(), Method::PATCH, "/config", patch).await {
+                Ok(answer) if answer.status == 200 => return Ok(()),
+                Ok(answer) => refused = format!("{} {}", answer.status, answer.body),
+                Err(error) => refused = format!("{error:#}"),
+            }
+        }
+        bail!("config {patch}: {refused}")
     }
 
     /// Patroni leaves the cluster alone from now on; waits until every member knows.
@@ -327,7 +363,49 @@ impl Cluster {
 
     /// Writes `value` to the key `name` of this cluster (`leader`, `members/pg1`, …).
     pub async fn put_key(&self, name: &str, value: &str) -> Result<()> {
-        self.etcd.put(&format!("{NAMESPACE}{SCOPE}/{name}"), value).await
+        let key = self.key(name);
+        match &self.consul {
+            Some(consul) => consul.put(key.trim_start_matches('/'), value).await,
+            None => self.etcd.put(&key, value).await,
+        }
+    }
+
+    /// The value of the key `name` of this cluster; `None` when there is none.
+    pub async fn get_key(&self, name: &str) -> Result<Option<String>> {
+        read_key(&self.etcd, self.consul.as_ref(), &self.scope, name).await
+    }
+
+    /// Deletes the key `name` of this cluster; in etcd only.
+    pub async fn delete_key(&self, name: &str) -> Result<()> {
+        self.etcd.delete(&self.key(name)).await
+    }
+
+    fn key(&self, name: &str) -> String {
+        format!("{NAMESPACE}{}/{name}", self.scope)
+    }
+
+    /// Consul; an error when the cluster stands on etcd.
+    pub fn consul(&self) -> Result<&Consul> {
+        self.consul.as_ref().context("the cluster stands on etcd")
+    }
+
+    /// Consul, to hurt it.
+    pub fn consul_mut(&mut self) -> Result<&mut Consul> {
+        self.consul.as_mut().context("the cluster stands on etcd")
+    }
+
+    /// Kills Consul's server `index`, starts it again on its data, and does not wait: alone it may have no quorum.
+    pub async fn restart_consul(&mut self, index: usize) -> Result<()> {
+        let consul = self.consul.as_mut().context("the cluster stands on etcd")?;
+        consul.restart(&self.site, index).await
+    }
+
+    /// What Patroni of member `index` is told of its store.
+    fn store(&self, index: usize) -> Result<Value> {
+        match &self.consul {
+            Some(consul) => consul.patroni(index),
+            None => Ok(self.etcd.patroni()),
+        }
     }
 
     /// The address of PostgreSQL of the present leader.
@@ -337,13 +415,18 @@ impl Cluster {
 
     /// What `patronictl -c` wants.
     pub fn patronictl_configuration(&self) -> PathBuf {
-        self.site.directory().join("patronictl.yml")
+        let name = if self.scope == SCOPE {
+            "patronictl.yml".to_owned()
+        } else {
+            format!("patronictl-{}.yml", self.scope)
+        };
+        self.site.directory().join(name)
     }
 
     fn write_patronictl_configuration(&self) -> Result<()> {
-        let hosts: Vec<String> = self.etcd.addresses().iter().map(SocketAddr::to_string).collect();
-        let text = json!({ "scope": SCOPE, "namespace": NAMESPACE, "etcd3": { "hosts": hosts } }).to_string();
-        Ok(std::fs::write(self.patronictl_configuration(), text)?)
+        let mut settings = json!({ "scope": self.scope, "namespace": NAMESPACE });
+        merge(&mut settings, &self.store(0)?);
+        Ok(std::fs::write(self.patronictl_configuration(), settings.to_string())?)
     }
 
     /// The ends of all logs, for error messages.
@@ -363,7 +446,21 @@ impl Cluster {
     }
 }
 
-async fn leader_key(etcd: &Etcd) -> Result<String> {
-    let key = etcd.get(&format!("{NAMESPACE}{SCOPE}/leader")).await?;
-    key.ok_or_else(|| anyhow!("nobody holds the leader key"))
+async fn start_store(site: &Site, options: &ClusterOptions) -> Result<(Etcd, Option<Consul>)> {
+    if options.consul_servers > 0 {
+        (options.progress)("starting Consul");
+        let consul = Consul::start(site, options.consul_servers, options.members).await?;
+        return Ok((Etcd::none(), Some(consul)));
+    }
+    (options.progress)("starting etcd");
+    let guard = options.etcd_guard.as_ref();
+    Ok((Etcd::start(site, options.place, options.etcd_nodes, guard).await?, None))
+}
+
+async fn read_key(etcd: &Etcd, consul: Option<&Consul>, scope: &str, name: &str) -> Result<Option<String>> {
+    let key = format!("{NAMESPACE}{scope}/{name}");
+    match consul {
+        Some(consul) => consul.get(key.trim_start_matches('/')).await,
+        None => etcd.get(&key).await,
+    }
 }

@@ -1,13 +1,11 @@
-//! A small HTTP client: one request, one connection, a deadline. In the clear, or over TLS with a password.
+//! A small HTTP client: one request, one connection, a deadline; over TLS where the place says so.
 
-use std::fmt;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use base64::Engine as _;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{Method, Request, header};
@@ -26,6 +24,47 @@ const DEADLINE: Duration = Duration::from_secs(5);
 const SLOW_DEADLINE: Duration = Duration::from_secs(60);
 const BODY_LIMIT: usize = 16 << 20;
 
+/// Where a request goes, and how. An address alone: in the clear.
+#[derive(Debug, Clone)]
+pub struct Place {
+    address: SocketAddr,
+    tls: Option<Arc<ClientConfig>>,
+    authorization: Option<String>,
+}
+
+impl From<SocketAddr> for Place {
+    fn from(address: SocketAddr) -> Self {
+        Self { address, tls: None, authorization: None }
+    }
+}
+
+impl Place {
+    /// The same with a header `Authorization`.
+    pub fn authorized(self, by: String) -> Self {
+        Self { authorization: Some(by), ..self }
+    }
+
+    /// The same over TLS.
+    pub fn over(self, tls: Option<Arc<ClientConfig>>) -> Self {
+        Self { tls, ..self }
+    }
+}
+
+/// TLS that trusts `ca` and shows a certificate (`cert`, `key`).
+pub fn tls(ca: &Path, cert: &Path, key: &Path) -> Result<Arc<ClientConfig>> {
+    let certificates = |file: &Path| {
+        CertificateDer::pem_file_iter(file)?.collect::<Result<Vec<_>, _>>().map_err(anyhow::Error::from)
+    };
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(ca)? {
+        roots.add(certificate)?;
+    }
+    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
+    let builder = builder.with_safe_default_protocol_versions()?.with_root_certificates(roots);
+    let config = builder.with_client_auth_cert(certificates(cert)?, PrivateKeyDer::from_pem_file(key)?)?;
+    Ok(Arc::new(config))
+}
+
 /// What a server answered.
 #[derive(Debug)]
 pub struct Answer {
@@ -42,119 +81,72 @@ impl Answer {
     }
 }
 
-/// Whom to ask. A bare address is asked in the clear.
-#[derive(Debug, Clone)]
-pub struct Target {
-    address: SocketAddr,
-    access: Option<Access>,
-}
-
-impl From<SocketAddr> for Target {
-    fn from(address: SocketAddr) -> Self {
-        Self { address, access: None }
-    }
-}
-
-impl Target {
-    /// A server that speaks TLS.
-    pub fn over_tls(address: SocketAddr, access: Access) -> Self {
-        Self { address, access: Some(access) }
-    }
-}
-
-/// How to be let in by a server that speaks TLS.
-#[derive(Clone)]
-pub struct Access {
-    tls: TlsConnector,
-    authorization: Option<String>,
-}
-
-impl fmt::Debug for Access {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Access").finish_non_exhaustive()
-    }
-}
-
-impl Access {
-    /// With these files (PEM), and a user and password where they are given.
-    pub fn new(ca: &Path, cert: &Path, key: &Path, login: Option<(&str, &str)>) -> Result<Self> {
-        let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_file(ca)?)?;
-        let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_client_auth_cert(
-                vec![CertificateDer::from_pem_file(cert)?],
-                PrivateKeyDer::from_pem_file(key)?,
-            )?;
-        let encoded = |(user, password): (&str, &str)| {
-            format!(
-                "Basic {}",
-                base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"))
-            )
-        };
-        Ok(Self { tls: TlsConnector::from(Arc::new(config)), authorization: login.map(encoded) })
-    }
-}
-
 /// `GET path`.
-pub async fn get(to: impl Into<Target>, path: &str) -> Result<Answer> {
-    timed(DEADLINE, to.into(), Method::GET, path, String::new()).await
+pub async fn get(place: impl Into<Place>, path: &str) -> Result<Answer> {
+    timed(DEADLINE, place.into(), Method::GET, path, String::new()).await
 }
 
 /// `METHOD path` with a JSON body.
 pub async fn send(
-    to: impl Into<Target>,
+    place: impl Into<Place>,
     method: Method,
     path: &str,
     body: &serde_json::Value,
 ) -> Result<Answer> {
-    timed(DEADLINE, to.into(), method, path, body.to_string()).await
+    timed(DEADLINE, place.into(), method, path, body.to_string()).await
+}
+
+/// `METHOD path` with a body of plain text.
+pub async fn send_text(address: SocketAddr, method: Method, path: &str, body: &str) -> Result<Answer> {
+    timed(DEADLINE, address.into(), method, path, body.to_owned()).await
 }
 
 /// As [`send`], for requests that take as long as a switchover takes.
 pub async fn send_slow(
-    to: impl Into<Target>,
+    place: impl Into<Place>,
     method: Method,
     path: &str,
     body: &serde_json::Value,
 ) -> Result<Answer> {
-    timed(SLOW_DEADLINE, to.into(), method, path, body.to_string()).await
+    timed(SLOW_DEADLINE, place.into(), method, path, body.to_string()).await
 }
 
-async fn timed(deadline: Duration, to: Target, method: Method, path: &str, body: String) -> Result<Answer> {
-    let scheme = if to.access.is_some() { "https" } else { "http" };
-    let what = format!("{method} {scheme}://{}{path}", to.address);
-    tokio::time::timeout(deadline, connect(to, method, path, body))
+async fn timed(deadline: Duration, place: Place, method: Method, path: &str, body: String) -> Result<Answer> {
+    let what = format!("{method} {}{path}", place.address);
+    tokio::time::timeout(deadline, exchange(place, method, path, body))
         .await
         .with_context(|| format!("{what}: no answer in {deadline:?}"))?
         .with_context(|| what)
 }
 
-async fn connect(to: Target, method: Method, path: &str, body: String) -> Result<Answer> {
-    let stream = TcpStream::connect(to.address).await?;
-    let request = Request::builder()
-        .method(method)
-        .uri(path)
-        .header(header::HOST, to.address.to_string())
-        .header(header::CONNECTION, "close")
-        .header(header::CONTENT_TYPE, "application/json");
-    let Some(Access { tls, authorization }) = to.access else {
-        return exchange(stream, request.body(Full::new(Bytes::from(body)))?).await;
-    };
-    let request = match authorization {
-        Some(authorization) => request.header(header::AUTHORIZATION, authorization),
-        None => request,
-    };
-    let stream = tls.connect(ServerName::from(to.address.ip()), stream).await?;
-    exchange(stream, request.body(Full::new(Bytes::from(body)))?).await
+/// A connection, in the clear or not.
+trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
+
+async fn connect(place: &Place) -> Result<Box<dyn Connection>> {
+    let stream = TcpStream::connect(place.address).await?;
+    Ok(match &place.tls {
+        None => Box::new(stream),
+        Some(tls) => {
+            let name = ServerName::from(place.address.ip());
+            Box::new(TlsConnector::from(Arc::clone(tls)).connect(name, stream).await?)
+        }
+    })
 }
 
-async fn exchange(
-    stream: impl AsyncRead + AsyncWrite + Unpin,
-    request: Request<Full<Bytes>>,
-) -> Result<Answer> {
+async fn exchange(place: Place, method: Method, path: &str, body: String) -> Result<Answer> {
+    let stream = connect(&place).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let mut request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(header::HOST, place.address.to_string())
+        .header(header::CONNECTION, "close")
+        .header(header::CONTENT_TYPE, "application/json");
+    if let Some(by) = place.authorization {
+        request = request.header(header::AUTHORIZATION, by);
+    }
+    let request = request.body(Full::new(Bytes::from(body)))?;
     let answer = async {
         let response = sender.send_request(request).await?;
         let status = response.status().as_u16();

@@ -1,14 +1,16 @@
 //! One member: Patroni with its PostgreSQL.
 
-use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
+use base64::Engine as _;
 use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
+use tokio_rustls::rustls::ClientConfig;
 
-use crate::cluster::{ClusterOptions, NAMESPACE, SCOPE, merge};
-use crate::http::{Access, Target};
+use crate::cluster::{ClusterOptions, NAMESPACE, merge};
 use crate::process::{RunAs, Server};
 use crate::site::Site;
 use crate::{http, sql};
@@ -25,38 +27,68 @@ pub struct MemberOptions {
     pub tags: Option<Value>,
     /// Laid over this member's configuration file of Patroni, after the cluster's own patch (RFC 7396).
     pub patroni: Option<Value>,
+    /// Where PostgreSQL and Patroni's REST API listen, instead of the usual ports of an address of its own.
+    pub at: Option<(SocketAddr, SocketAddr)>,
+    /// Another Patroni than the newest.
+    pub program: Option<PathBuf>,
+    /// A command in front of Patroni that runs it in its own place: `env NAME=VALUE`, say.
+    pub wrapper: Vec<String>,
 }
 
 /// A started member. Its directory holds `patroni.yml`, `data/` and `log`.
 #[derive(Debug)]
 pub struct Member {
     name: String,
-    address: Ipv4Addr,
-    access: Option<Access>,
+    postgres: SocketAddr,
+    rest: SocketAddr,
+    /// What runs Patroni.
+    command: Vec<String>,
     server: Server,
+    /// How its REST API is spoken to, where that is not in the clear.
+    tls: Option<Arc<ClientConfig>>,
+    /// The password that its REST API wants, as a header `Authorization`.
+    login: Option<String>,
 }
 
 impl Member {
-    /// Writes the configuration and starts Patroni, which makes the database or copies it from the leader.
+    /// Writes the configuration and starts Patroni, which makes the database or copies it from the leader. `store`: the part
+    /// of the configuration that names the store.
     pub fn start(
         site: &Site,
         index: u8,
-        endpoints: &[SocketAddr],
+        store: &Value,
         cluster: &ClusterOptions,
         options: &MemberOptions,
     ) -> Result<Self> {
-        let name = member_name(index);
-        let address = site.addresses.member(index);
-        let directory = site.subdirectory(&name)?;
-        let mut settings = configuration(site, &name, address, endpoints, cluster, options);
+        let name = format!("pg{}", index + 1);
+        let address = site.addresses.member(cluster.place, index);
+        let usual = (SocketAddr::from((address, POSTGRES_PORT)), SocketAddr::from((address, REST_PORT)));
+        let (postgres, rest) = options.at.unwrap_or(usual);
+        let directory = match cluster.place {
+            0 => site.subdirectory(&name)?,
+            _ => site.subdirectory(&format!("{}-{name}", cluster.scope))?,
+        };
+        let mut settings = configuration(site, &name, (postgres, rest), cluster, options);
+        merge(&mut settings, store);
         merge(&mut settings, &cluster.patroni);
         if let Some(patch) = &options.patroni {
             merge(&mut settings, patch);
         }
         // JSON is YAML.
         std::fs::write(directory.join("patroni.yml"), serde_json::to_string_pretty(&settings)?)?;
-        let server = start_server(site, &directory)?;
-        Ok(Self { name, address, access: access(&settings)?, server })
+        let program = options.program.clone().unwrap_or_else(|| site.tools.patroni.clone());
+        let command =
+            [&options.wrapper[..], &[program.display().to_string(), "patroni.yml".to_owned()]].concat();
+        let server = start_server(site, &directory, &command)?;
+        Ok(Self {
+            name,
+            postgres,
+            rest,
+            command,
+            server,
+            tls: rest_tls(&settings)?,
+            login: rest_login(&settings),
+        })
     }
 
     /// `pg1`, `pg2`, …
@@ -66,19 +98,20 @@ impl Member {
 
     /// Where PostgreSQL listens.
     pub fn postgres(&self) -> SocketAddr {
-        SocketAddr::from((self.address, POSTGRES_PORT))
+        self.postgres
     }
 
     /// Where Patroni's REST API listens.
     pub fn rest(&self) -> SocketAddr {
-        SocketAddr::from((self.address, REST_PORT))
+        self.rest
     }
 
-    /// The same, with what its own configuration says of how to be let in.
-    pub fn api(&self) -> Target {
-        match &self.access {
-            Some(access) => Target::over_tls(self.rest(), access.clone()),
-            None => self.rest().into(),
+    /// Where and how Patroni's REST API is spoken to.
+    pub fn rest_place(&self) -> http::Place {
+        let place = http::Place::from(self.rest()).over(self.tls.clone());
+        match self.login.clone() {
+            Some(login) => place.authorized(login),
+            None => place,
         }
     }
 
@@ -99,7 +132,7 @@ impl Member {
 
     /// Patroni's answer to `GET /patroni`; its status code says little and is ignored.
     pub async fn status(&self) -> Result<Status> {
-        let body = http::get(self.api(), "/patroni").await?.json()?;
+        let body = http::get(self.rest_place(), "/patroni").await?.json()?;
         Ok(Status { name: self.name.clone(), body })
     }
 
@@ -138,10 +171,19 @@ impl Member {
         Ok(())
     }
 
+    /// Merges `patch` into its configuration file (RFC 7396) and has Patroni read it again (SIGHUP).
+    pub fn reconfigure(&self, patch: &Value) -> Result<()> {
+        let file = self.server.directory().join("patroni.yml");
+        let mut settings = serde_json::from_str(&std::fs::read_to_string(&file)?)?;
+        merge(&mut settings, patch);
+        std::fs::write(&file, serde_json::to_string_pretty(&settings)?)?;
+        self.signal_patroni(Signal::HUP)
+    }
+
     /// Starts a killed member again, on its old data.
     pub async fn restart(&mut self, site: &Site) -> Result<()> {
         self.server.kill().await?;
-        self.server = start_server(site, self.server.directory())?;
+        self.server = start_server(site, self.server.directory(), &self.command)?;
         Ok(())
     }
 }
@@ -175,6 +217,14 @@ impl Status {
         Ok(())
     }
 
+    /// An error, unless it is a running primary, or the running leader of a standby cluster.
+    pub fn check_leader(&self) -> Result<()> {
+        if self.text("role") == "standby_leader" && self.text("state") == "running" {
+            return Ok(());
+        }
+        self.check_primary()
+    }
+
     /// An error, unless it is a running replica that streams from `primary` and has replayed what that had written.
     pub fn check_replica_of(&self, primary: &Self) -> Result<()> {
         // Absent also while the server waits for its replication slot; Patroni 3.0 never says it.
@@ -201,43 +251,42 @@ impl Status {
     }
 }
 
-fn member_name(index: u8) -> String {
-    format!("pg{}", index + 1)
+/// `command`: Patroni with its configuration file, and what runs it.
+fn start_server(site: &Site, directory: &Path, command: &[String]) -> Result<Server> {
+    let (program, arguments) = command.split_first().context("no program")?;
+    Server::start(site, RunAs::Servers, directory, Path::new(program), arguments)
 }
 
-/// How Patroni itself would ask another member: by `restapi` (over TLS or not, the password) and `ctl` (certificates).
-fn access(settings: &Value) -> Result<Option<Access>> {
-    let text = |pointer| settings.pointer(pointer).and_then(Value::as_str);
-    if text("/restapi/certfile").is_none() {
+/// As another member's Patroni would speak to this one: `ctl` in its configuration.
+fn rest_tls(settings: &Value) -> Result<Option<Arc<ClientConfig>>> {
+    if settings.pointer("/restapi/certfile").is_none() {
         return Ok(None);
     }
-    let file =
-        |pointer| text(pointer).map(Path::new).with_context(|| format!("patroni.yml has no {pointer}"));
-    let login = text("/restapi/authentication/username").zip(text("/restapi/authentication/password"));
-    Access::new(file("/ctl/cacert")?, file("/ctl/certfile")?, file("/ctl/keyfile")?, login).map(Some)
+    let file = |pointer| settings.pointer(pointer).and_then(Value::as_str).context(pointer).map(Path::new);
+    http::tls(file("/ctl/cacert")?, file("/ctl/certfile")?, file("/ctl/keyfile")?).map(Some)
 }
 
-fn start_server(site: &Site, directory: &Path) -> Result<Server> {
-    Server::start(site, RunAs::Servers, directory, &site.tools.patroni, ["patroni.yml"])
+/// `restapi.authentication` in its configuration.
+fn rest_login(settings: &Value) -> Option<String> {
+    let text = |key| settings.pointer(key).and_then(Value::as_str);
+    let (user, password) =
+        text("/restapi/authentication/username").zip(text("/restapi/authentication/password"))?;
+    let encoded = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
+    Some(format!("Basic {encoded}"))
 }
 
 fn configuration(
     site: &Site,
     name: &str,
-    address: Ipv4Addr,
-    endpoints: &[SocketAddr],
+    (postgres, rest): (SocketAddr, SocketAddr),
     cluster: &ClusterOptions,
     options: &MemberOptions,
 ) -> Value {
-    let rest = format!("{address}:{REST_PORT}");
-    let postgres = format!("{address}:{POSTGRES_PORT}");
-    let hosts: Vec<String> = endpoints.iter().map(SocketAddr::to_string).collect();
     json!({
-        "scope": SCOPE,
+        "scope": cluster.scope,
         "namespace": NAMESPACE,
         "name": name,
         "restapi": { "listen": rest, "connect_address": rest },
-        "etcd3": { "hosts": hosts },
         "bootstrap": {
             "dcs": cluster.dynamic_configuration(),
             "initdb": [{ "encoding": "UTF8" }, { "locale": "C.UTF-8" }, "data-checksums", "no-sync"],
@@ -257,6 +306,8 @@ fn configuration(
                 "local all all trust",
                 "host all all 127.0.0.0/8 trust",
                 "host replication replicator 127.0.0.0/8 trust",
+                "host all all ::1/128 trust",
+                "host replication replicator ::1/128 trust",
             ],
             "parameters": {
                 // The path of a socket is limited to 107 bytes: relative to the data directory it always fits. Not

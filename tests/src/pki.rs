@@ -9,8 +9,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType,
 };
 
 use crate::site::Site;
@@ -34,9 +34,28 @@ impl Pki {
     /// Signs a certificate that serves as server's and as client's, for these addresses and names; replaces one of the
     /// same name. Its common name is `name`.
     pub fn leaf(&self, site: &Site, name: &str, addresses: &[IpAddr], names: &[&str]) -> Result<()> {
+        self.sign(site, name, Some(name), addresses, names)
+    }
+
+    /// The same without a common name.
+    pub fn nameless_leaf(&self, site: &Site, name: &str, addresses: &[IpAddr], names: &[&str]) -> Result<()> {
+        self.sign(site, name, None, addresses, names)
+    }
+
+    fn sign(
+        &self,
+        site: &Site,
+        name: &str,
+        common_name: Option<&str>,
+        addresses: &[IpAddr],
+        names: &[&str],
+    ) -> Result<()> {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, name);
+        params.distinguished_name = DistinguishedName::new();
+        if let Some(common_name) = common_name {
+            params.distinguished_name.push(DnType::CommonName, common_name);
+        }
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let addresses = addresses.iter().map(|address| Ok(SanType::IpAddress(*address)));

@@ -1,7 +1,7 @@
 //! The proxy as a process: its configuration, its start, its end.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ const PRIMARY_PORT: u16 = 5000;
 const REPLICAS_PORT: u16 = 5001;
 const ADMIN_PORT: u16 = 7000;
 const READY_DEADLINE: Duration = Duration::from_secs(20);
+const STORE_DEADLINE: Duration = Duration::from_secs(60);
 
 /// A running `pointsman`. Dropping it kills it; [`Pointsman::stop`] lets it drain.
 #[derive(Debug)]
@@ -40,6 +41,16 @@ impl Pointsman {
     /// Starts load balancer `index` with a configuration of the test's own. Its `[admin]` must be bound to port 7000 of
     /// the balancer's address.
     pub async fn start_with(site: &Site, index: u8, configuration: &str) -> Result<Self> {
+        Self::start_under(site, index, configuration, &[]).await
+    }
+
+    /// The same behind a command that runs it in its own place: `env NAME=VALUE`, say.
+    pub async fn start_under(
+        site: &Site,
+        index: u8,
+        configuration: &str,
+        wrapper: &[String],
+    ) -> Result<Self> {
         let program = program().await?;
         let name = format!("pointsman{}", index + 1);
         let directory = site.directory().join(&name);
@@ -48,8 +59,11 @@ impl Pointsman {
             std::fs::create_dir(&directory)?;
         }
         std::fs::write(directory.join("pointsman.toml"), configuration)?;
-        let server =
-            Server::start(site, RunAs::Caller, &directory, &program, ["run", "--config", "pointsman.toml"])?;
+        let own = [program.display().to_string()].into_iter();
+        let own: Vec<_> = own.chain(["run", "--config", "pointsman.toml"].map(str::to_owned)).collect();
+        let command = [wrapper, &own].concat();
+        let (program, arguments) = command.split_first().context("no program")?;
+        let server = Server::start(site, RunAs::Caller, &directory, Path::new(program), arguments)?;
         let mut pointsman = Self { address: site.addresses.balancer(index), server };
         pointsman.wait_ready().await?;
         Ok(pointsman)
@@ -117,6 +131,33 @@ impl Pointsman {
             Ok(())
         })
         .await
+    }
+
+    /// A field of what it says of its cluster's store: `state`, `age_ms`, `error`.
+    pub async fn store(&self, field: &str) -> Result<Value> {
+        let status = self.status().await?;
+        let value = status.pointer(&format!("/clusters/0/status/store/{field}"));
+        value.cloned().with_context(|| format!("the status has no store/{field}"))
+    }
+
+    /// Waits until it says that the store is `alive` or `lost`.
+    pub async fn wait_store(&self, state: &str) -> Result<()> {
+        wait::until(format!("the store to be {state}"), STORE_DEADLINE, async || {
+            let now = self.store("state").await?;
+            ensure!(now == state, "{now}: {}", self.store("error").await?);
+            Ok(())
+        })
+        .await
+    }
+
+    /// What the command line says of it: `status`, `members`, …
+    pub async fn ask(&self, command: &str) -> Result<String> {
+        let mut ask = Command::new(program().await?);
+        ask.args([command, "--config", "pointsman.toml"]).current_dir(self.server.directory());
+        let output = ask.stdin(Stdio::null()).kill_on_drop(true).output().await?;
+        let (out, err) = (String::from_utf8(output.stdout)?, String::from_utf8_lossy(&output.stderr));
+        ensure!(output.status.success(), "pointsman {command}: {err}");
+        Ok(out)
     }
 
     /// How many sessions are held, at all listeners.

@@ -18,6 +18,10 @@ pub fn repository() -> PathBuf {
 pub struct Tools {
     /// `etcd`
     pub etcd: PathBuf,
+    /// The newer `etcd`, 3.5.
+    pub etcd_3_5: PathBuf,
+    /// The library that lets a program see another wall clock, if it is preloaded.
+    pub faketime: PathBuf,
     /// `haproxy`
     pub haproxy: PathBuf,
     /// `psql`
@@ -33,17 +37,50 @@ pub struct Tools {
 impl Tools {
     /// Finds all of them, or says which one is missing and what installs it.
     pub fn find() -> Result<Self> {
-        // Resolved, because an account other than ours may be unable to follow the way through the checkout.
-        let venv = repository().join(".cache/patroni-venv/bin");
-        let venv = venv.canonicalize().map_err(|_| anyhow!("Patroni is not installed: run {INSTALLER}"))?;
+        let venv = resolved(".cache/patroni-venv/bin", "Patroni")?;
         Ok(Self {
             etcd: program("etcd")?,
+            etcd_3_5: resolved(".cache/etcd-3.5/etcd", "etcd 3.5")?,
+            faketime: faketime()?,
             haproxy: program("haproxy")?,
             psql: program("psql")?,
             patroni: venv.join("patroni"),
             patronictl: venv.join("patronictl"),
             postgres_bin: postgres_bin()?,
         })
+    }
+}
+
+/// `patroni` of Debian 12, version 3.0, beside the newest in [`Tools`].
+pub fn old_patroni() -> Result<PathBuf> {
+    program("patroni")
+}
+
+/// `pgbouncer`.
+pub fn pgbouncer() -> Result<PathBuf> {
+    program("pgbouncer")
+}
+
+/// A path in the checkout. Resolved, because an account other than ours may be unable to follow the way through it.
+fn resolved(path: &str, what: &str) -> Result<PathBuf> {
+    let path = repository().join(path);
+    path.canonicalize().map_err(|_| anyhow!("{what} is not installed: run {INSTALLER}"))
+}
+
+fn faketime() -> Result<PathBuf> {
+    let mut architectures = std::fs::read_dir("/usr/lib").into_iter().flatten().flatten();
+    architectures
+        .find_map(|entry| {
+            let library = entry.path().join("faketime/libfaketime.so.1");
+            library.is_file().then_some(library)
+        })
+        .with_context(|| format!("libfaketime is not installed: run {INSTALLER}"))
+}
+
+impl Tools {
+    /// `consul`, which only some tests need.
+    pub fn consul(&self) -> Result<PathBuf> {
+        resolved(".cache/consul/consul", "Consul")
     }
 }
 

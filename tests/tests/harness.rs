@@ -126,7 +126,7 @@ async fn options_reach_patroni() -> Result<()> {
 #[tokio::test]
 async fn three_etcd_nodes_outlive_one() -> Result<()> {
     let site = Site::new(Addresses::reserve()?)?;
-    let mut etcd = Etcd::start(&site, 3).await?;
+    let mut etcd = Etcd::start(&site, 0, 3, None).await?;
     etcd.put("key", "one").await?;
     etcd.kill(0).await?;
     wait::until("a write without the killed node", SOON, async || etcd.put("key", "two").await).await?;

@@ -50,7 +50,7 @@ async fn patroni_alone_is_enough() -> Result<()> {
 /// A cluster that wants certificates and a password, and how to ask it.
 fn over_tls(site: &Site) -> Result<(ClusterOptions, String)> {
     let pki = Pki::new(site, "pki")?;
-    let members: Vec<_> = (0..3).map(|index| site.addresses.member(index)).collect();
+    let members: Vec<_> = (0..3).map(|index| site.addresses.member(0, index)).collect();
     let addresses: Vec<_> = members.iter().map(|address| (*address).into()).collect();
     pki.leaf(site, "patroni", &addresses, &[])?;
     pki.leaf(site, "balancer", &[], &["balancer"])?;

@@ -6,8 +6,8 @@ use std::{
 };
 
 use crate::{
-    Cluster, ClusterName, Consul, Discovery, Etcd, MemberName, PatroniRest, Probe, Rest, Scheme, Sql, SqlTls,
-    StalePrimary, StaticMember, StaticMembers,
+    Cluster, ClusterName, ConnectTo, Consul, Discovery, Etcd, MemberName, PatroniRest, Probe, Rest, Scheme,
+    Sql, SqlTls, StalePrimary, StaticMember, StaticMembers,
     read::{report_twice, shared},
     reader::{Span, Table, Value, one_of, quote},
 };
@@ -55,6 +55,7 @@ fn read<'a>(span: &Span, value: Value<'a>) -> Draft<'a> {
     let namespace = table.text("namespace", "\"/service\"").unwrap_or_else(|| "/service".to_owned());
     let balancers = table.integer("balancers", 1..=1000, 1);
     let stale_primary = table.choice("stale_primary", StalePrimary::Hold);
+    let connect_to = table.choice("connect_to", ConnectTo::ConnUrl);
     let sql = sql(&mut table);
     let rest = rest(&mut table);
     let discovery = discovery(&mut table, &rest, &mut draft);
@@ -71,6 +72,7 @@ fn read<'a>(span: &Span, value: Value<'a>) -> Draft<'a> {
         namespace: slashes(&namespace),
         balancers: NonZeroU32::new(balancers).unwrap_or(NonZeroU32::MIN),
         stale_primary,
+        connect_to,
         sql,
         rest,
         discovery,

@@ -7,6 +7,7 @@
 //! * [`view`]: what a discovery source claims about a cluster.
 //! * [`event`]: everything that can happen, and everything that the shell can be told to do.
 //! * [`patroni`]: what Patroni writes, made into a view; what its REST interface answers.
+//! * [`consul`]: Consul's form of such keys.
 //! * [`topology`]: events in, route tables and revocations out. The only writer of routes.
 //! * [`route`]: what is published: candidates for each listener, or the reason why there are none.
 //! * [`balance`]: which of several candidates a session goes to.
@@ -16,6 +17,7 @@
 
 pub mod balance;
 pub mod close;
+pub mod consul;
 pub mod error_response;
 pub mod event;
 pub mod hold;

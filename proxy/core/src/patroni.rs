@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 use std::mem;
 use std::sync::Arc;
 
+use pointsman_config::ConnectTo;
+
 use crate::time::Moment;
 use crate::view::{
     Announcement, ClusterSettings, ClusterView, Complaint, LeaderKey, Lsn, MemberName, MemberView, Revision,
@@ -28,14 +30,16 @@ mod tests;
 pub use cluster::{ClusterAnswer, Sick, parse_cluster, parse_config, parse_history};
 pub use polls::{Asked, Polls, Verdict};
 pub use rest::parse_status;
+pub(crate) use values::excerpt;
 
 /// Longer values are not read: etcd takes no more than 1.5 MiB, Consul 512 KiB, Patroni writes some KiB.
 const MAX_VALUE: usize = 1 << 20;
 
 /// The mirror of the keys under `NAMESPACE/SCOPE/`. A key is always given without that prefix: `members/n1`.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Keyspace {
     revision: Revision,
+    connect_to: ConnectTo,
     keys: Keys,
 }
 
@@ -75,10 +79,21 @@ impl<T> Slot<T> {
     }
 }
 
+impl Default for Keyspace {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Keyspace {
-    /// No keys, revision 0.
+    /// No keys, revision 0; sessions go to PostgreSQL itself.
     pub fn new() -> Self {
-        Self::default()
+        Self::leading_to(ConnectTo::ConnUrl)
+    }
+
+    /// No keys, revision 0.
+    pub fn leading_to(connect_to: ConnectTo) -> Self {
+        Self { revision: Revision::default(), connect_to, keys: Keys::default() }
     }
 
     /// Takes over a full read: keys that are not in it are gone. A key that is in it and makes no sense now
@@ -91,14 +106,14 @@ impl Keyspace {
         let mut old = mem::take(&mut self.keys);
         for (key, value, written) in keys {
             self.keys.inherit(&mut old, key);
-            self.keys.put(key, value, written);
+            self.keys.put(key, value, written, self.connect_to);
         }
         self.revision = revision;
     }
 
     /// A key was written, at this revision of the store.
     pub fn put(&mut self, key: &str, value: &[u8], revision: Revision) {
-        self.keys.put(key, value, revision);
+        self.keys.put(key, value, revision, self.connect_to);
         self.revision = self.revision.max(revision);
     }
 
@@ -154,17 +169,17 @@ impl Keyspace {
     fn stray_leader(&self) -> Option<Complaint> {
         let name = &self.keys.leader.good.as_ref()?.member;
         let known = self.keys.members.get(name).is_some_and(|slot| slot.good.is_some());
-        let problem = format!("it names {}, which has no usable member key", values::excerpt(name.as_str()));
+        let problem = format!("it names {}, which has no usable member key", excerpt(name.as_str()));
         (!known).then(|| Complaint { key: "leader".to_owned(), problem })
     }
 }
 
 impl Keys {
-    fn put(&mut self, key: &str, value: &[u8], written: Revision) {
+    fn put(&mut self, key: &str, value: &[u8], written: Revision, connect_to: ConnectTo) {
         match Key::parse(key) {
             Key::Leader => self.leader.learn(values::leader(value, written)),
             Key::Member(name) => {
-                let parsed = values::member(&name, value, written);
+                let parsed = values::member(&name, value, written, connect_to);
                 self.members.entry(name).or_default().learn(parsed);
             }
             Key::Status => self.status.learn(values::status(value, written)),

@@ -374,7 +374,9 @@ impl Topology {
         if before.standby_cluster != standby {
             self.note(Loudness::Info, None, What::StandbyCluster { standby });
             self.doubt(now, "the cluster follows another one, or no longer does", false);
-            if standby && let Some(owner) = self.owner.as_ref().map(|owner| owner.member.clone()) {
+            if !standby {
+                self.end_promoted_terms();
+            } else if let Some(owner) = self.owner.as_ref().map(|owner| owner.member.clone()) {
                 self.end_terms(&owner, RevokeReason::Demoted, |_, role| role == GrantRole::Primary);
             }
         }

@@ -237,7 +237,8 @@ impl Tags {
 pub struct MemberView {
     /// The last part of its key.
     pub name: MemberName,
-    /// Where PostgreSQL answers (`conn_url`): one address, or several to try in order. Never empty.
+    /// Where its sessions go: PostgreSQL (`conn_url`), or with `connect_to = "proxy_url"` the pooler beside it (`proxy_url`).
+    /// One address, or several to try in order. Never empty.
     pub addresses: Arc<[Address]>,
     /// Where Patroni answers (`api_url`).
     pub api: Option<ApiUrl>,

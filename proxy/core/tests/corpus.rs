@@ -135,6 +135,9 @@ fn the_checks_hold_for_the_corpus() {
     for (_, bytes) in corpus("rest_cluster") {
         checks::rest_cluster(&bytes);
     }
+    for (_, bytes) in corpus("consul_kv") {
+        checks::consul_kv(&bytes);
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -195,6 +198,11 @@ proptest! {
     #[test]
     fn the_checks_hold_for_mutated_replies(bytes in mutated("server_reply")) {
         checks::server_reply(&bytes);
+    }
+
+    #[test]
+    fn the_checks_hold_for_mutated_answers_of_consul(bytes in mutated("consul_kv")) {
+        checks::consul_kv(&bytes);
     }
 
     #[test]

@@ -27,6 +27,11 @@ impl Rota {
         self.index
     }
 
+    /// How often every endpoint has been tried since one proved itself.
+    pub(super) fn round(&self) -> usize {
+        usize::try_from(self.moves).unwrap_or(usize::MAX) / self.endpoints.max(1)
+    }
+
     /// The endpoint answered: it is not down.
     pub(super) fn answered(&mut self) {
         self.failed = 0;
@@ -85,8 +90,9 @@ mod tests {
         assert_eq!(rota.index(), 1);
         rota.answered();
         assert!(!rota.fail());
+        assert_eq!(rota.round(), 0);
         rota.next(0.5);
-        assert_eq!(rota.index(), 0);
+        assert_eq!((rota.index(), rota.round()), (0, 1));
         assert!(rota.fail());
     }
 }

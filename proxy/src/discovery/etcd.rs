@@ -19,16 +19,15 @@ use pointsman_core::view::Revision;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
-use super::backoff::{Rota, jitter};
+use super::endpoints::{Endpoints, Failure};
+use super::guard::{Guard, Verdict};
 use super::{NOWHERE, Outlet};
 
 mod connection;
 mod error;
-mod guard;
 
 use connection::Store;
 use error::EtcdError;
-use guard::{Guard, Verdict};
 
 /// TCP and TLS.
 const CONNECT: Duration = Duration::from_secs(2);
@@ -50,10 +49,9 @@ pub(super) async fn run(cluster: &Cluster, etcd: &Etcd, outlet: Outlet<'_>) -> I
         prefix,
         etcd,
         outlet,
-        keys: Keyspace::new(),
+        keys: Keyspace::leading_to(cluster.connect_to),
         guard: Guard::default(),
-        rota: Rota::new(etcd.endpoints.len()),
-        failures: vec![None; etcd.endpoints.len()],
+        endpoints: Endpoints::new("etcd", etcd.endpoints.len()),
     };
     loop {
         source.turn().await;
@@ -67,16 +65,7 @@ struct Source<'a> {
     outlet: Outlet<'a>,
     keys: Keyspace,
     guard: Guard,
-    rota: Rota,
-    /// Why each endpoint did not work when it was tried last.
-    failures: Vec<Option<Failure>>,
-}
-
-/// Why an endpoint does not work, and how much that says.
-#[derive(Clone, PartialEq, Eq)]
-struct Failure {
-    rank: u8,
-    text: String,
+    endpoints: Endpoints,
 }
 
 /// How the work with an endpoint ended.
@@ -90,7 +79,7 @@ enum End {
 impl Source<'_> {
     /// One endpoint, for as long as it works; then the move to the next.
     async fn turn(&mut self) {
-        let index = self.rota.index();
+        let index = self.endpoints.index();
         let Some(endpoint) = self.etcd.endpoints.get(index) else {
             return std::future::pending().await; // no endpoints at all: the configuration forbids it
         };
@@ -102,18 +91,19 @@ impl Source<'_> {
             }
             End::Endpoint(error) => self.failed(index, endpoint, &error).await,
         }
-        sleep(self.rota.next(jitter())).await;
+        sleep(self.endpoints.next()).await;
         self.outlet.stats.reconnects.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Reads and watches at one endpoint until something fails.
     async fn follow(&mut self, index: usize, endpoint: &Endpoint) -> Result<Infallible, End> {
-        let store = Box::pin(connection::open(self.etcd, endpoint)).await.map_err(End::Endpoint)?;
+        let store = Box::pin(connection::open(self.etcd, endpoint, self.endpoints.round()))
+            .await
+            .map_err(End::Endpoint)?;
         let revision = self.read(&store).await.map_err(End::Endpoint)?;
         let read_at = self.outlet.now();
-        self.rota.answered();
         self.outlet.stats.connected.store(index, Ordering::Relaxed);
-        if let Some(known) = self.failures.get_mut(index).and_then(Option::take) {
+        if let Some(known) = self.endpoints.answered(index) {
             info!(cluster = %self.outlet.cluster.name, %endpoint, was = known.text, "etcd endpoint works again");
         }
         self.outlet.view(self.keys.view(), read_at).await;
@@ -188,7 +178,7 @@ impl Source<'_> {
         loop {
             // A watch that has lived for a while has proved its endpoint; one that ends at once has not.
             if heard - began > HEARTBEAT {
-                self.rota.proved();
+                self.endpoints.proved();
             }
             tokio::select! {
                 response = responses.message() => {
@@ -250,22 +240,12 @@ impl Source<'_> {
             rank: error.rank(),
             text: format!("{endpoint}: {}", error.explain(self.etcd, endpoint, &self.prefix)),
         };
-        if let Some(known) = self.failures.get_mut(index).filter(|known| known.as_ref() != Some(&failure)) {
-            warn!(%cluster, error = failure.text, "etcd endpoint does not work");
-            *known = Some(failure);
+        let text = failure.text.clone();
+        if self.endpoints.failed(index, failure) {
+            warn!(%cluster, error = text, "etcd endpoint does not work");
         }
-        if self.rota.fail() {
-            self.outlet.lost(self.summary()).await;
-        }
-    }
-
-    /// The failure that says most, for people.
-    fn summary(&self) -> String {
-        let worst = self.failures.iter().flatten().max_by_key(|failure| failure.rank);
-        let text = worst.map_or("no endpoint has been tried", |failure| failure.text.as_str());
-        match self.failures.len() {
-            1 => format!("etcd does not work: {text}"),
-            count => format!("none of the {count} etcd endpoints works: {text}"),
+        if self.endpoints.none_is_left() {
+            self.outlet.lost(self.endpoints.summary()).await;
         }
     }
 

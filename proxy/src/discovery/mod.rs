@@ -18,7 +18,10 @@ use tokio::sync::watch;
 use crate::clock::Clock;
 
 mod backoff;
+mod consul;
+mod endpoints;
 mod etcd;
+mod guard;
 mod patroni;
 
 /// Runs a cluster's source for ever. `stats` must be of the same cluster ([`SourceStats::new`]). `uneasy`: whether a
@@ -32,8 +35,9 @@ pub async fn run(
     let outlet = Outlet { cluster, stats, events, lost: false };
     match &cluster.discovery {
         Discovery::Etcd(etcd) => etcd::run(cluster, etcd, outlet).await,
+        Discovery::Consul(consul) => consul::run(cluster, consul, outlet).await,
         Discovery::Patroni(config) => patroni::run(cluster, config, outlet, uneasy).await,
-        Discovery::Consul(_) | Discovery::Static(_) => unbuilt(outlet).await,
+        Discovery::Static(_) => unbuilt(outlet).await,
     }
 }
 
@@ -160,7 +164,6 @@ impl Outlet<'_> {
     }
 
     /// A snapshot that is not of now: it says whom to ask, not where to route.
-    #[expect(dead_code, reason = "the sources that need it follow")]
     async fn remembered(&mut self, view: ClusterView) {
         self.send(Event::Remembered(Box::new(view))).await;
     }

@@ -17,14 +17,53 @@ pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 static CLUSTERS: AtomicU8 = AtomicU8::new(0);
 
+/// Which etcd.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Version {
+    /// As installed: 3.4 on Debian 12.
+    Installed,
+    /// 3.5 of Debian 13, from scripts/install-test-servers.
+    V3_5,
+}
+
+impl Version {
+    fn program(self, name: &str) -> PathBuf {
+        match self {
+            Self::Installed => name.into(),
+            Self::V3_5 => Path::new(env!("CARGO_MANIFEST_DIR")).join("../.cache/etcd-3.5").join(name),
+        }
+    }
+}
+
+/// How servers are started.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Setup {
+    pub(crate) version: Version,
+    pub(crate) count: u8,
+    /// With TLS they want client certificates.
+    pub(crate) tls: bool,
+    /// More arguments.
+    pub(crate) args: &'static [&'static str],
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self { version: Version::Installed, count: 3, tls: false, args: &[] }
+    }
+}
+
 /// Some etcd servers that form one cluster.
 pub(crate) struct EtcdCluster {
     nodes: Vec<Node>,
     certs: Option<Certs>,
     dir: TempDir,
+    version: Version,
+    /// `--user root:…`, once users are asked for.
+    root: Vec<String>,
 }
 
 struct Node {
+    program: PathBuf,
     ip: String,
     child: Option<Child>,
     args: Vec<String>,
@@ -34,23 +73,19 @@ struct Node {
 impl EtcdCluster {
     /// Starts servers, in the clear, and waits until they have a leader.
     pub(crate) fn start(count: u8) -> Self {
-        Self::start_with(count, None)
+        Self::start_with(Setup { count, ..Setup::default() })
     }
 
     /// Starts servers that speak TLS and want client certificates.
     pub(crate) fn start_tls(count: u8) -> Self {
-        let subnet = free_subnet(count);
-        let ips: Vec<_> = (1..=count).map(|node| format!("{subnet}.{node}")).collect();
-        Self::start_on(&ips, Some(Certs::new(&ips)))
+        Self::start_with(Setup { count, tls: true, ..Setup::default() })
     }
 
-    fn start_with(count: u8, certs: Option<Certs>) -> Self {
-        let subnet = free_subnet(count);
-        let ips: Vec<_> = (1..=count).map(|node| format!("{subnet}.{node}")).collect();
-        Self::start_on(&ips, certs)
-    }
-
-    fn start_on(ips: &[String], certs: Option<Certs>) -> Self {
+    /// Starts servers, and waits until they have a leader.
+    pub(crate) fn start_with(setup: Setup) -> Self {
+        let subnet = free_subnet(setup.count);
+        let ips: Vec<_> = (1..=setup.count).map(|node| format!("{subnet}.{node}")).collect();
+        let certs = setup.tls.then(|| Certs::new(&ips));
         let dir = tempfile::tempdir().unwrap();
         let scheme = if certs.is_some() { "https" } else { "http" };
         let peers: Vec<_> = ips.iter().map(|ip| format!("{ip}=http://{ip}:2380")).collect();
@@ -88,9 +123,12 @@ impl EtcdCluster {
                 args.extend(files.into_iter().flat_map(|(flag, file)| [flag.to_owned(), certs.path(file)]));
                 args.push("--client-cert-auth".to_owned());
             }
-            Node { ip: ip.clone(), child: None, args, log: dir.path().join(format!("{ip}.log")) }
+            args.extend(setup.args.iter().map(|arg| (*arg).to_owned()));
+            let log = dir.path().join(format!("{ip}.log"));
+            Node { program: setup.version.program("etcd"), ip: ip.clone(), child: None, args, log }
         });
-        let mut cluster = Self { nodes: nodes.collect(), certs, dir };
+        let nodes = nodes.collect();
+        let mut cluster = Self { nodes, certs, dir, version: setup.version, root: Vec::new() };
         (0..cluster.nodes.len()).for_each(|node| cluster.nodes[node].spawn());
         cluster.await_health();
         cluster
@@ -139,9 +177,9 @@ impl EtcdCluster {
 
     /// Runs etcdctl against one server, and returns what it says if it succeeds.
     pub(crate) fn try_ctl(&self, node: usize, args: &[&str]) -> Result<String, String> {
-        let mut command = Command::new("etcdctl");
+        let mut command = Command::new(self.version.program("etcdctl"));
         command.env("ETCDCTL_API", "3").args(["--command-timeout", "4s", "--dial-timeout", "2s"]);
-        command.args(["--endpoints", &self.endpoint(node)]).args(args);
+        command.args(["--endpoints", &self.endpoint(node)]).args(&self.root).args(args);
         if let Some(certs) = &self.certs {
             command.args(["--cacert", &certs.path("ca.pem"), "--cert", &certs.path("client.pem")]);
             command.args(["--key", &certs.path("client.key")]);
@@ -161,6 +199,18 @@ impl EtcdCluster {
         while let Err(error) = self.try_ctl(node, &["put", &format!("/service/demo/{key}"), value]) {
             assert!(Instant::now() < deadline, "etcdctl put {key} {value}: {error}");
         }
+    }
+
+    /// Users are asked for from now on; this test's own commands are root's.
+    pub(crate) fn enable_auth(&mut self) {
+        for args in [
+            &["user", "add", "root:rootpw"][..],
+            &["user", "grant-role", "root", "root"],
+            &["auth", "enable"],
+        ] {
+            self.ctl(0, args);
+        }
+        self.root = vec!["--user".to_owned(), "root:rootpw".to_owned()];
     }
 
     /// Waits until every running server answers with a quorum behind it.
@@ -191,9 +241,9 @@ impl EtcdCluster {
 impl Node {
     fn spawn(&mut self) {
         let log = File::options().create(true).append(true).open(&self.log).unwrap();
-        let mut command = Command::new("etcd");
+        let mut command = Command::new(&self.program);
         command.args(&self.args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        self.child = Some(command.spawn().expect("etcd is installed (Debian: etcd-server)"));
+        self.child = Some(command.spawn().expect("etcd is installed (scripts/install-test-servers)"));
     }
 
     fn signal(&self, signal: Signal) {
@@ -229,3 +279,18 @@ fn free_subnet(count: u8) -> String {
         }
     }
 }
+
+/// What has to be so whatever the version.
+macro_rules! on_both_versions {
+    ($($name:ident),*) => {
+        mod installed { $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() { super::$name($crate::support::etcd::Version::Installed).await }
+        )* }
+        mod v3_5 { $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() { super::$name($crate::support::etcd::Version::V3_5).await }
+        )* }
+    };
+}
+pub(crate) use on_both_versions;

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test uses a part of it")]
 
 pub(crate) mod certs;
+pub(crate) mod consul;
 pub(crate) mod etcd;
 pub(crate) mod fake;
 pub(crate) mod source;

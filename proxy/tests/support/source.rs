@@ -25,30 +25,34 @@ pub(crate) struct Source {
 
 /// The cluster `demo` of a configuration with this discovery.
 pub(crate) fn cluster(discovery: &str) -> Cluster {
-    cluster_with(&format!("discovery = {{ etcd = {{ {discovery} }} }}"))
+    cluster_of("etcd", discovery)
 }
 
-/// The cluster `demo` with these settings.
-fn cluster_with(settings: &str) -> Cluster {
+fn cluster_of(kind: &str, discovery: &str) -> Cluster {
     let text = format!(
-        "[clusters.demo]\n{settings}\n[[listeners]]\nbind = \"127.0.0.1:5000\"\ntarget = \"primary\"\n"
+        "[clusters.demo]\ndiscovery = {{ {kind} = {{ {discovery} }} }}\n[[listeners]]\nbind = \"127.0.0.1:5000\"\ntarget = \"primary\"\n"
     );
     let config = Config::parse(&text, "test.toml", Path::new("/")).unwrap_or_else(|wrong| panic!("{wrong}"));
     config.clusters.into_iter().next().unwrap()
 }
 
 impl Source {
-    /// In etcd.
+    /// On etcd.
     pub(crate) fn start(discovery: &str) -> Self {
-        Self::of(cluster(discovery))
+        Self::start_on(cluster(discovery))
     }
 
-    /// Of a cluster with these settings.
-    pub(crate) fn start_in(settings: &str) -> Self {
-        Self::of(cluster_with(settings))
+    /// On Consul.
+    pub(crate) fn start_consul(discovery: &str) -> Self {
+        Self::start_on(cluster_of("consul", discovery))
     }
 
-    fn of(cluster: Cluster) -> Self {
+    /// On Patroni's REST interface.
+    pub(crate) fn start_patroni(discovery: &str) -> Self {
+        Self::start_on(cluster_of("patroni", discovery))
+    }
+
+    fn start_on(cluster: Cluster) -> Self {
         let stats = Arc::new(SourceStats::new(&cluster, Clock::start()));
         let (sender, events) = mpsc::channel(64);
         let (uneasy, peace) = watch::channel(false);
@@ -95,6 +99,23 @@ impl Source {
         loop {
             if let Event::Store(StoreCondition::Lost { error }) = self.next_by(deadline).await {
                 return error;
+            }
+        }
+    }
+
+    /// Waits until the source says that the store is lost; what it remembers, and why it is lost.
+    pub(crate) async fn remembered(&mut self) -> (ClusterView, String) {
+        let deadline = Instant::now() + SOON;
+        let (mut memory, mut lost) = (None, None);
+        loop {
+            let event = self.next_by(deadline).await;
+            if let Event::Remembered(view) = event {
+                memory = Some(*view);
+            } else if let Event::Store(StoreCondition::Lost { error }) = event {
+                lost = Some(error);
+            }
+            if let (Some(memory), Some(error)) = (&memory, &lost) {
+                return (memory.clone(), error.clone());
             }
         }
     }

@@ -110,9 +110,9 @@ fn check_ports(addresses: &Addresses) -> Result<()> {
         wanted.extend([5000, 5001, 7000].map(|port| (addresses.balancer(index), port)));
     }
     for index in 0..MEMBERS {
-        wanted.extend([POSTGRES_PORT, REST_PORT].map(|port| (addresses.member(index), port)));
+        wanted.extend([POSTGRES_PORT, REST_PORT].map(|port| (addresses.member(0, index), port)));
     }
-    wanted.extend([2379, 2380].map(|port| (addresses.etcd(0), port)));
+    wanted.extend([2379, 2380].map(|port| (addresses.etcd(0, 0), port)));
     for address in wanted.into_iter().map(SocketAddr::from) {
         if let Err(error) = TcpListener::bind(address) {
             let port = address.port();

@@ -31,7 +31,7 @@ fn good() -> Keyspace {
 fn member_with(field: &str, value: &str) -> Result<MemberView, String> {
     let mut json: serde_json::Value = serde_json::from_str(MEMBER).unwrap();
     json[field] = serde_json::from_str(value).unwrap();
-    values::member(&"n1".into(), json.to_string().as_bytes(), Revision(1))
+    values::member(&"n1".into(), json.to_string().as_bytes(), Revision(1), ConnectTo::ConnUrl)
 }
 
 fn hosts(conn_url: &str) -> Result<Vec<String>, String> {
@@ -48,6 +48,10 @@ fn conn_urls() {
     ok("postgres://[fd00::1]:5433/postgres", &["[fd00::1]:5433"]);
     ok("postgres://[fd00::1]/postgres", &["[fd00::1]:5432"]);
     ok("postgres://[fe80::1%25eth0]:5433/", &["[fe80::1%eth0]:5433"]);
+    // As Patroni writes them, of connect_address = "fe80::1%eth0:5433" and "127.0.0.2,[::1]:5433".
+    ok("postgres://[fe80::1%eth0]:5433/postgres", &["[fe80::1%eth0]:5433"]);
+    ok("postgres://[127.0.0.2,::1]:5433/postgres", &["127.0.0.2:5433", "[::1]:5433"]);
+    ok("postgres://[::1,pg1,::2]/postgres", &["[::1]:5432", "pg1:5432", "[::2]:5432"]);
     ok("postgres://a:1,[::1]:2,c:3/db", &["a:1", "[::1]:2", "c:3"]);
     ok("postgres://a,b:5433/db", &["a:5433", "b:5433"]);
     ok("postgres://a,b/db", &["a:5432", "b:5432"]);
@@ -66,6 +70,12 @@ fn conn_urls() {
         "postgres://[::1",
         "postgres://[nope]:1",
         "postgres://[::1]5432",
+        "postgres://[::1,]:5432",
+        "postgres://[::1,nope!]:5432",
+        "postgres://[::1,::2]5432",
+        "postgres://[fe80::1%]:5432",
+        "postgres://[fe80::1%a/b]:5432",
+        "postgres://[fe80::1%an-interface-with-a-long-name]:5432",
         "postgres://%2Fvar%2Frun/db",
         "postgres://a%zz",
         "postgres://a%2",
@@ -75,6 +85,27 @@ fn conn_urls() {
     ] {
         assert!(hosts(bad).is_err(), "{bad} was read as {:?}", hosts(bad));
     }
+}
+
+#[test]
+fn a_pooler_is_used_where_it_is_wanted_and_there_is_one() {
+    let address = |connect_to, proxy: &str| {
+        let mut keys = Keyspace::leading_to(connect_to);
+        let value = format!(r#"{{"conn_url":"postgres://pg1:5432/postgres"{proxy}}}"#);
+        keys.put("members/pg1", value.as_bytes(), Revision(1));
+        let view = keys.view();
+        view.members
+            .values()
+            .next()
+            .map_or_else(|| view.complaints[0].problem.clone(), |m| m.addresses[0].to_string())
+    };
+    let pooler = r#","proxy_url":"postgres://pg1:6432/postgres""#;
+    assert_eq!(address(ConnectTo::ConnUrl, pooler), "pg1:5432");
+    assert_eq!(address(ConnectTo::ProxyUrl, pooler), "pg1:6432");
+    assert_eq!(address(ConnectTo::ProxyUrl, ""), "pg1:5432");
+    assert_eq!(address(ConnectTo::ProxyUrl, r#","proxy_url":null"#), "pg1:5432");
+    assert_eq!(address(ConnectTo::ConnUrl, r#","proxy_url":7"#), "pg1:5432");
+    assert!(address(ConnectTo::ProxyUrl, r#","proxy_url":"pg1""#).contains("its proxy_url is of no use"));
 }
 
 #[test]
@@ -135,7 +166,7 @@ fn times_agree_with_their_display() {
 fn replication_of_members() {
     let state = |json: &str| {
         let json = format!(r#"{{"conn_url":"postgres://a",{json}}}"#);
-        values::member(&"n1".into(), json.as_bytes(), Revision(1)).unwrap().replication
+        values::member(&"n1".into(), json.as_bytes(), Revision(1), ConnectTo::ConnUrl).unwrap().replication
     };
     assert_eq!(state(r#""role":"replica","replication_state":"streaming""#), Replication::Streaming);
     assert_eq!(
@@ -223,8 +254,24 @@ fn sync_status_config_initialize() {
     assert_eq!(config("{}"), ClusterSettings::default());
     assert!(config(r#"{"synchronous_mode":"quorum"}"#).synchronous);
     assert!(!config(r#"{"synchronous_mode":"off","standby_cluster":{}}"#).synchronous);
-    assert!(config(r#"{"standby_cluster":{"host":"a"}}"#).standby_cluster);
+    assert!(config(r#"{"synchronous_mode":"Quorum"}"#).synchronous);
+    for on in ["true", "1", r#""on""#, r#""Yes""#] {
+        assert!(config(&format!(r#"{{"pause":{on}}}"#)).paused, "{on}");
+    }
+    // What Patroni takes for off must not look like a pause here.
+    for off in ["false", "0", "2", "null", "[1]", r#""no""#, r#""perhaps""#, r#""""#] {
+        assert!(!config(&format!(r#"{{"pause":{off}}}"#)).paused, "{off}");
+    }
     assert!(config(r#"{"failsafe_mode":true}"#).failsafe);
+    let standby = |section: &str| config(&format!(r#"{{"standby_cluster":{section}}}"#)).standby_cluster;
+    for follows in [r#"{"host":"a"}"#, r#"{"port":5432}"#, r#"{"restore_command":"cp %f %p","host":null}"#] {
+        assert!(standby(follows), "{follows}");
+    }
+    // Patroni promotes with these: writes must not be refused.
+    for none in ["null", "{}", r#"{"host":""}"#, r#"{"create_replica_methods":["basebackup"]}"#, "true", "[]"]
+    {
+        assert!(!standby(none), "{none}");
+    }
     assert!(values::config(br#"{"ttl":0}"#).is_err() && values::config(br#"{"ttl":-5}"#).is_err());
     assert_eq!(values::initialize(b""), Ok(None));
     assert!(values::initialize(b"what").is_err());

@@ -11,12 +11,20 @@ const POSTGRES_PORT: u16 = 5432;
 /// Reads `postgres://user@h1:5432,[fd00::1]:5433/db?x=y` (RFC 3986, with libpq's lists of hosts). User,
 /// database and parameters are of no use to us.
 ///
-/// A host without a port takes the port that stands at the end of the list, as Patroni itself reads it.
+/// A host without a port takes the port that stands at the end of the list, as Patroni itself reads it. Patroni writes a
+/// list that has an IPv6 address in it with one pair of brackets around all of it: `[h1,fd00::1]:5432`.
 pub(super) fn conn_url(url: &str) -> Result<Arc<[Address]>, String> {
     let rest =
         ["postgres://", "postgresql://"].iter().find_map(|scheme| strip_prefix_ignore_case(url, scheme));
     let rest = rest.ok_or("it does not begin with postgres:// or postgresql://")?;
-    let hosts = authority(rest).split(',').map(host_and_port).collect::<Result<Vec<_>, _>>()?;
+    let authority = authority(rest);
+    let hosts = match list_in_brackets(authority) {
+        Some((list, port)) => {
+            let port = port_after(port)?;
+            list.split(',').map(|host| Ok((bare_host(host)?, port))).collect::<Result<Vec<_>, String>>()?
+        }
+        None => authority.split(',').map(host_and_port).collect::<Result<Vec<_>, _>>()?,
+    };
     let fallback = hosts.last().and_then(|(_, port)| *port).unwrap_or(POSTGRES_PORT);
     Ok(hosts.into_iter().map(|(host, port)| Address { host, port: port.unwrap_or(fallback) }).collect())
 }
@@ -66,20 +74,40 @@ fn host_and_port(text: &str) -> Result<(String, Option<u16>), String> {
         let (host, port) = text.split_at(text.find(':').unwrap_or(text.len()));
         (host_name(host)?, port)
     };
-    let port = match port.strip_prefix(':') {
-        None if !port.is_empty() => return Err("something other than a port follows a host".to_owned()),
-        None | Some("") => None,
-        Some(digits) => Some(port_number(digits)?),
-    };
-    Ok((host, port))
+    Ok((host, port_after(port)?))
 }
 
-/// An IPv6 address, perhaps with a zone (RFC 6874: `fe80::1%25eth0`).
+/// `[h1,h2]:port`: the list, and what follows it.
+fn list_in_brackets(text: &str) -> Option<(&str, &str)> {
+    let (list, port) = text.strip_prefix('[')?.split_once(']')?;
+    list.contains(',').then_some((list, port))
+}
+
+/// A host of such a list: brackets of its own would be of no help there.
+fn bare_host(text: &str) -> Result<String, String> {
+    if text.contains(':') { ipv6(text) } else { host_name(text) }
+}
+
+/// What follows a host: a colon and a port, or nothing.
+fn port_after(text: &str) -> Result<Option<u16>, String> {
+    match text.strip_prefix(':') {
+        None if !text.is_empty() => Err("something other than a port follows a host".to_owned()),
+        None | Some("") => Ok(None),
+        Some(digits) => Ok(Some(port_number(digits)?)),
+    }
+}
+
+/// An IPv6 address, perhaps with a zone: `fe80::1%25eth0` (RFC 6874), or `fe80::1%eth0`, as Patroni writes it.
 fn ipv6(text: &str) -> Result<String, String> {
-    let ip = percent_decoded(text)?;
-    let number = ip.split_once('%').map_or(ip.as_str(), |(number, _zone)| number);
+    let (number, zone) = text.split_once('%').map_or((text, None), |(number, zone)| (number, Some(zone)));
     number.parse::<Ipv6Addr>().map_err(|_| "what stands in the brackets is not an IPv6 address")?;
-    Ok(ip)
+    let Some(zone) = zone else { return Ok(number.to_owned()) };
+    let zone = percent_decoded(zone.strip_prefix("25").unwrap_or(zone))?;
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "._-@".contains(c);
+    if zone.is_empty() || zone.len() > 15 || !zone.chars().all(allowed) {
+        return Err("what follows the % is not the name of a network interface".to_owned());
+    }
+    Ok(format!("{number}%{zone}"))
 }
 
 fn host_name(host: &str) -> Result<String, String> {

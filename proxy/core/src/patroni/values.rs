@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use pointsman_config::ConnectTo;
 use serde_json::{Map, Value};
 
 use super::{MAX_VALUE, iso8601, url};
@@ -29,10 +30,20 @@ pub(super) fn leader(value: &[u8], revision: Revision) -> Parsed<LeaderKey> {
 }
 
 /// `members/NAME`.
-pub(super) fn member(name: &MemberName, value: &[u8], revision: Revision) -> Parsed<MemberView> {
+pub(super) fn member(
+    name: &MemberName,
+    value: &[u8],
+    revision: Revision,
+    connect_to: ConnectTo,
+) -> Parsed<MemberView> {
     let fields = Fields(object(value)?);
     let conn_url = fields.text("conn_url")?.ok_or("it has no conn_url")?;
-    let addresses = url::conn_url(conn_url).map_err(|why| format!("its conn_url is of no use: {why}"))?;
+    let proxy_url = match connect_to {
+        ConnectTo::ConnUrl => None, // nonsense in it is nobody's concern
+        ConnectTo::ProxyUrl => fields.text("proxy_url")?,
+    };
+    let (key, url) = proxy_url.map_or(("conn_url", conn_url), |url| ("proxy_url", url));
+    let addresses = url::conn_url(url).map_err(|why| format!("its {key} is of no use: {why}"))?;
     let api = fields.text("api_url")?.map(url::api_url).transpose();
     let role = MemberRole::from_patroni(fields.text("role")?.unwrap_or("unknown"));
     let position = fields.lsn("xlog_location")?;
@@ -100,6 +111,16 @@ fn truth(value: &Value) -> bool {
     }
 }
 
+/// Whether a switch of the dynamic configuration is on. Patroni takes a word that it does not know for off.
+fn is_on(value: &Value) -> bool {
+    match value {
+        Value::Bool(on) => *on,
+        Value::Number(number) => number.as_u64() == Some(1),
+        Value::String(word) => ["on", "true", "yes", "1"].contains(&word.to_ascii_lowercase().as_str()),
+        Value::Null | Value::Array(_) | Value::Object(_) => false,
+    }
+}
+
 /// `status`: `{"optime": N, …}`; a bare number in old clusters.
 pub(super) fn status(value: &[u8], revision: Revision) -> Parsed<Option<(Lsn, Revision)>> {
     let value = json(value)?;
@@ -141,13 +162,17 @@ pub(super) fn sync(value: &[u8]) -> Parsed<Option<SyncView>> {
 pub(super) fn config(value: &[u8]) -> Parsed<ClusterSettings> {
     let fields = Fields(object(value)?);
     let default = ClusterSettings::default();
-    let on = |key| fields.0.get(key).is_some_and(truth);
+    let on = |key| fields.0.get(key).is_some_and(is_on);
+    // As Patroni has it: a section that names nobody to follow is none.
+    let follows =
+        |key| fields.0.get("standby_cluster").and_then(|section| section.get(key)).is_some_and(truth);
+    let quorum = fields.0.get("synchronous_mode").and_then(Value::as_str);
     Ok(ClusterSettings {
         ttl: fields.seconds("ttl")?.unwrap_or(default.ttl),
         loop_wait: fields.seconds("loop_wait")?.unwrap_or(default.loop_wait),
         paused: on("pause"),
-        standby_cluster: on("standby_cluster"),
-        synchronous: on("synchronous_mode"),
+        standby_cluster: ["host", "port", "restore_command"].into_iter().any(follows),
+        synchronous: on("synchronous_mode") || quorum.is_some_and(|word| word.eq_ignore_ascii_case("quorum")),
         failsafe: on("failsafe_mode"),
     })
 }
@@ -177,7 +202,7 @@ pub(super) fn initialize(value: &[u8]) -> Parsed<Option<Arc<str>>> {
 }
 
 /// A text from outside, short enough to be shown, in quotes.
-pub(super) fn excerpt(text: &str) -> String {
+pub(crate) fn excerpt(text: &str) -> String {
     let short: String = text.chars().take(60).collect();
     if short.len() < text.len() { format!("{short:?}…") } else { format!("{short:?}") }
 }

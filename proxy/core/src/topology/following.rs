@@ -14,7 +14,7 @@
 use std::time::Duration;
 
 use crate::time::Moment;
-use crate::view::{MemberName, MemberState, Replication, Timeline};
+use crate::view::{MemberName, MemberState, Replication, Timeline, TimelineSwitch};
 
 use super::Topology;
 use super::lag::Lag;
@@ -57,10 +57,23 @@ impl Topology {
     }
 
     fn not_following(&self, member: &Member, now: Moment) -> Option<Unfit> {
+        if self.leads_standbys(&member.view.name) {
+            return None;
+        }
         match (member.view.timeline, self.leader_timeline()) {
             (Some(is), Some(leader)) if is < leader => Some(Unfit::OldTimeline { is, leader }),
             (_, _) => (!self.may_stream(member, now)).then_some(Unfit::NotStreaming),
         }
+    }
+
+    /// The leader of a standby cluster: the others follow it, and whom it follows itself is not of this cluster. Whatever
+    /// becomes of that one, nobody here is nearer to it.
+    fn leads_standbys(&self, name: &MemberName) -> bool {
+        self.is_standby_cluster() && self.owner.as_ref().is_some_and(|owner| owner.member == *name)
+    }
+
+    pub(super) fn is_standby_cluster(&self) -> bool {
+        self.view.as_ref().is_some_and(|view| view.settings.standby_cluster)
     }
 
     fn excused_by_unrest(&self, member: &Member, now: Moment) -> bool {
@@ -121,7 +134,9 @@ impl Topology {
         let Some(view) = &self.view else { return false };
         self.owner.as_ref().is_some_and(|owner| {
             let stays = owner.by_members || view.settings.paused && self.leads_without_key(owner, now);
-            owner.doubted() || view.leader.is_none() && !stays
+            // Nobody asks the leader of a standby cluster whether it takes writes.
+            let doubted = owner.doubted() && !view.settings.standby_cluster;
+            doubted || view.leader.is_none() && !stays
         })
     }
 
@@ -172,16 +187,23 @@ impl Topology {
 
     /// It has replayed beyond the end of its own timeline: it will have to be rewound.
     fn diverged(&self, member: &Member) -> bool {
-        let history = self.view.as_ref().map_or(&[][..], |view| &view.history);
+        let history = self.own_history();
         let end = history.iter().find(|switch| Some(switch.timeline) == member.view.timeline);
         matches!((end, member.view.replay), (Some(end), Some(replay)) if replay > end.end)
+    }
+
+    /// Where the timelines of this cluster ended. A standby cluster has those of the other one: it leaves its own behind
+    /// when it follows again after a promotion, and its leader may go back to a lower one.
+    fn own_history(&self) -> &[TimelineSwitch] {
+        let view = self.view.as_ref().filter(|view| !view.settings.standby_cluster);
+        view.map_or(&[], |view| &view.history)
     }
 
     /// The highest timeline that the leader is known to be on.
     pub(super) fn leader_timeline(&self) -> Option<Timeline> {
         let owner = self.owner.as_ref()?;
         let key = self.members.get(&owner.member).and_then(|member| member.view.timeline);
-        let history = self.view.as_ref().and_then(|view| view.history.last());
+        let history = self.own_history().last();
         key.max(history.map(|switch| Timeline(switch.timeline.0.saturating_add(1))))
     }
 

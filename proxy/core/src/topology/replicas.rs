@@ -186,8 +186,7 @@ impl Topology {
 
     /// The leader takes no part in reads, except in a standby cluster, where it is a replica like the others.
     pub(super) fn is_leader(&self, name: &MemberName) -> bool {
-        let standby = self.view.as_ref().is_some_and(|view| view.settings.standby_cluster);
-        !standby && self.owner.as_ref().is_some_and(|owner| owner.member == *name)
+        !self.is_standby_cluster() && self.owner.as_ref().is_some_and(|owner| owner.member == *name)
     }
 
     /// Whether it is a synchronous standby, or was just now and the store names none yet.

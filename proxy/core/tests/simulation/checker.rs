@@ -7,7 +7,9 @@ use pointsman_config::StalePrimary;
 use pointsman_core::event::{AdminMode, Answer, Effect, Event, StoreCondition, What, Witness};
 use pointsman_core::route::{GrantRole, RouteTable, Term};
 use pointsman_core::time::Moment;
-use pointsman_core::view::{ClusterView, MemberName, MemberRole, MemberState, Replication, Revision};
+use pointsman_core::view::{
+    ClusterView, MemberName, MemberRole, MemberState, MemberView, Replication, Revision,
+};
 
 use crate::clients::Clients;
 
@@ -143,10 +145,13 @@ impl Checker {
         }
     }
 
-    /// Whose key says that they stream.
+    /// Whose key says that they stream, and the leader of a standby cluster.
     fn note_streaming(&mut self, now: Moment) {
         let members = self.view.iter().flat_map(|view| view.members.values());
-        let streaming = members.filter(|member| member.replication != Replication::NotStreaming);
+        // Whom the leader of a standby cluster follows is not of this cluster: it is nearest to it in any case.
+        let leads = |member: &&MemberView| self.standby_cluster && self.named.as_ref() == Some(&member.name);
+        let streaming =
+            members.filter(|member| member.replication != Replication::NotStreaming || leads(member));
         self.streamed.extend(streaming.map(|member| (member.name.clone(), now)));
     }
 
@@ -159,7 +164,7 @@ impl Checker {
         let candidates = table.routes.values().filter_map(|route| route.candidates.as_ref().ok());
         for candidate in candidates.flat_map(|list| list.iter()) {
             let Some(key) = view.members.get(&candidate.member) else { continue };
-            let leads = self.named.as_ref() == Some(&key.name) && !view.settings.standby_cluster;
+            let leads = self.named.as_ref() == Some(&key.name);
             if leads || key.replication != Replication::NotStreaming {
                 continue;
             }

@@ -66,11 +66,12 @@ async fn call<T>(
     }
 }
 
-/// Connects to an endpoint and signs in. Certificates and password are read anew.
-pub(super) async fn open(etcd: &Etcd, endpoint: &Endpoint) -> Result<Store, EtcdError> {
+/// Connects to an endpoint and signs in. Certificates and password are read anew, a name is looked up anew. `turn`: how often
+/// it has been tried in a row, so that each address of a name has its turn.
+pub(super) async fn open(etcd: &Etcd, endpoint: &Endpoint, turn: usize) -> Result<Store, EtcdError> {
     let (tls, password) = material(etcd, endpoint).await?;
     let connecting = async {
-        let stream = connect::tcp(endpoint.address.host(), endpoint.address.port()).await?;
+        let stream = connect::tcp_turn(endpoint.address.host(), endpoint.address.port(), turn).await?;
         connect::secure(stream, tls).await
     };
     let connection = timeout(CONNECT, connecting).await;

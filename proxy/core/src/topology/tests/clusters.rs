@@ -3,7 +3,8 @@
 use super::bench::{Bench, in_recovery, says, writable};
 use crate::event::What;
 use crate::route::RevokeReason;
-use crate::view::{Complaint, MemberRole};
+use crate::view::{Complaint, Lsn, MemberRole, Replication, Timeline, TimelineSwitch};
+use pointsman_config::OnPromote;
 
 fn paused() -> Bench {
     let mut bench = Bench::steady();
@@ -90,6 +91,62 @@ fn a_standby_leaders_own_word_is_a_demotion() {
     let mut bench = Bench::steady();
     bench.word("n1", says(MemberRole::StandbyLeader, "running")).after(1_500);
     bench.expect_no_primary("pending").expect_revoked(&[("n1", RevokeReason::Demoted)]);
+}
+
+/// A standby cluster of three: n1 leads and streams from elsewhere, n2 and n3 stream from n1.
+fn standby() -> Bench {
+    let mut bench = Bench::new();
+    bench.write(|store, _| store.settings.standby_cluster = true);
+    follows_elsewhere(&mut bench);
+    bench.after(60_000).expect("replicas", &["n1", "n2", "n3"]);
+    bench
+}
+
+fn follows_elsewhere(bench: &mut Bench) {
+    bench.word("n1", says(MemberRole::StandbyLeader, "running")).member("n1", |view| {
+        view.role = MemberRole::StandbyLeader;
+        view.replication = Replication::Streaming;
+    });
+}
+
+#[test]
+fn the_leader_of_a_standby_cluster_serves_reads_while_the_other_cluster_is_away() {
+    let mut bench = standby();
+    bench.member("n1", |view| view.replication = Replication::NotStreaming).after(60_000);
+    bench.expect("replicas", &["n1", "n2", "n3"]);
+}
+
+#[test]
+fn but_its_replicas_have_to_follow_it() {
+    let mut bench = standby();
+    bench.member("n2", |view| view.replication = Replication::NotStreaming).after(60_000);
+    bench.expect("replicas", &["n1", "n3"]);
+}
+
+#[test]
+fn they_have_to_also_after_it_was_a_primary() {
+    let mut bench = Bench::steady();
+    bench.write(|store, _| store.settings.standby_cluster = true);
+    follows_elsewhere(&mut bench);
+    bench.member("n2", |view| view.replication = Replication::NotStreaming).after(60_000);
+    bench.expect("replicas", &["n1", "n3"]);
+}
+
+#[test]
+fn a_standby_cluster_that_follows_again_may_go_back_to_a_lower_timeline() {
+    let mut bench = Bench::steady();
+    bench.write(|store, _| store.history.push(TimelineSwitch { timeline: Timeline(1), end: Lsn(900) }));
+    bench.write(|store, _| store.settings.standby_cluster = true);
+    follows_elsewhere(&mut bench);
+    bench.after(60_000).expect("replicas", &["n1", "n2", "n3"]);
+}
+
+#[test]
+fn on_promote_cut_also_cuts_when_a_standby_cluster_is_promoted() {
+    let mut bench = standby();
+    bench.configure("replicas", |listener| listener.on_promote = OnPromote::Cut).expect_revoked(&[]);
+    bench.write(|store, _| store.settings.standby_cluster = false);
+    bench.expect("replicas", &["n2", "n3"]).expect_revoked(&[("n1", RevokeReason::Promoted)]);
 }
 
 /// Good and bad values may alternate, when somebody writes nonsense over Patroni's keys again and again.

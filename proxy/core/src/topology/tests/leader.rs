@@ -325,6 +325,18 @@ fn a_scheduled_switchover_holds_from_one_second_before_its_time() {
     bench.announce("n1", "n2", Some(60_000)).expect_primary("n1"); // put off
 }
 
+/// Our clock is ahead of Patroni's: what is scheduled seems to be overdue.
+#[test]
+fn a_schedule_by_a_clock_that_is_wrong_holds_for_five_seconds_at_the_most() {
+    let mut bench = Bench::steady();
+    bench.announce("n1", "n2", Some(0)).expect_no_primary("switchover-announced").expect_revoked(&[]);
+    bench.after(5_600).expect_primary("n1").after(3_600_000).expect_primary("n1").expect_revoked(&[]);
+    // Patroni does it in the end; and one that is behind sees it without having waited.
+    bench.leader("n2").answers("n2", 0, writable()).expect_primary("n2");
+    bench.announce("n2", "n1", Some(86_400_000)).expect_primary("n2");
+    bench.leader("n1").answers("n1", 0, writable()).expect_primary("n1");
+}
+
 #[test]
 fn an_announcement_for_another_leader_is_not_ours() {
     let mut bench = Bench::steady();
