@@ -308,16 +308,16 @@ impl Polls {
     fn heal(&mut self, mut answer: ClusterAnswer) -> ClusterAnswer {
         self.sick.retain(|key, _| !key.starts_with("members/"));
         let last = self.answer.as_ref();
-        let mut lost = Vec::new();
+        let mut never_good = Vec::new();
         for (name, entry) in &mut answer.members {
             let Err(problem) = entry else { continue };
             self.sick.insert(format!("members/{name}"), problem.clone());
             match last.and_then(|last| last.members.get(name)) {
                 Some(Ok(good)) => *entry = Ok(good.clone()),
-                Some(Err(_)) | None => lost.push(name.clone()),
+                Some(Err(_)) | None => never_good.push(name.clone()),
             }
         }
-        answer.members.retain(|name, _| !lost.contains(name));
+        answer.members.retain(|name, _| !never_good.contains(name));
         self.statuses.retain(|name, _| answer.members.contains_key(name));
         answer
     }
