@@ -2,6 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "a test may fail")]
 
 mod support;
+#[path = "support/versions.rs"]
+mod versions;
 
 use std::time::{Duration, Instant};
 
@@ -14,21 +16,7 @@ use tokio::sync::watch;
 const MEMBER: &str =
     r#"{"conn_url":"postgres://127.0.0.1:5432/postgres","state":"running","role":"primary"}"#;
 
-support::etcd::/// What has to be so whatever the version.
-macro_rules! on_both_versions {
-    ($($name:ident),*) => {
-        mod installed { $(
-            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() { super::$name(crate::support::etcd::Version::Installed).await }
-        )* }
-        mod v3_5 { $(
-            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() { super::$name(crate::support::etcd::Version::V3_5).await }
-        )* }
-    };
-}
-
-on_both_versions!(
+versions::on_both_versions!(
     it_reads_and_then_watches,
     killed_and_restarted,
     frozen,

@@ -2,6 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "a test may fail")]
 
 mod support;
+#[path = "support/versions.rs"]
+mod versions;
 
 use std::fs;
 use std::time::Duration;
@@ -12,7 +14,7 @@ use support::source::Source;
 use tokio::io::copy_bidirectional;
 use tokio::net::TcpStream;
 
-support::etcd::on_both_versions!(
+versions::on_both_versions!(
     a_user_who_may_read_the_prefix_only,
     tokens_expire,
     rights_are_taken_away_and_given_back,
