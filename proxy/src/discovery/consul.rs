@@ -59,7 +59,7 @@ pub(super) async fn run(cluster: &Cluster, consul: &Consul, outlet: Outlet<'_>) 
         prefix: path.trim_start_matches('/').to_owned(),
         consul,
         outlet,
-        keys: Keyspace::new(),
+        keys: Keyspace::leading_to(cluster.connect_to),
         last: Bytes::new(),
         known: BTreeSet::new(),
         guard: Guard::default(),
@@ -220,7 +220,7 @@ impl Source<'_> {
         };
         let Ok(entries) = stale.entries(&self.prefix) else { return error };
         // Our own mirror stays what it was: this is not news.
-        let mut keys = Keyspace::new();
+        let mut keys = Keyspace::leading_to(self.outlet.cluster.connect_to);
         keys.replace_all(stale.revision(), by_name(&entries));
         let view = keys.view();
         if self.memory.as_ref().is_none_or(|memory| memory.revision <= view.revision) {
