@@ -298,7 +298,8 @@ async fn mutual_tls() {
     let replaced = Instant::now();
     let error = source.lost().await;
     println!("a certificate of a stranger was used after {:?}: {error}", replaced.elapsed());
-    assert!(error.contains("client certificate"), "{error}");
+    // The refusal can be overtaken by the connection's end.
+    assert!(error.contains("client certificate") || error.contains("connection"), "{error}");
     copy("client.pem", "mine.pem");
     copy("client.key", "mine.key");
     source.leader("n1").await;
