@@ -70,11 +70,11 @@ fn row(columns: &[Option<&str>]) -> Vec<u8> {
     let field =
         [b"c\0".as_slice(), &[0; 6], &25_i32.to_be_bytes(), &(-1_i16).to_be_bytes(), &[0; 6]].concat();
     let description = [count.as_slice(), &field.repeat(columns.len())].concat();
-    let value = |column: &Option<&str>| match column {
+    let value = |column: Option<&str>| match column {
         None => (-1_i32).to_be_bytes().to_vec(),
         Some(text) => [&i32::try_from(text.len()).unwrap().to_be_bytes(), text.as_bytes()].concat(),
     };
-    let data = [count.to_vec(), columns.iter().flat_map(value).collect()].concat();
+    let data = [count.to_vec(), columns.iter().copied().flat_map(value).collect()].concat();
     let parts = [
         message(b'C', b"SET\0"),
         message(b'T', &description),

@@ -30,7 +30,8 @@ fn configuration(site: &Site) -> Result<String> {
     let (text, _) = text.split_once("[log]").context("the example has no [log]")?;
     let left_out = ["10.0.0.23", "users = "];
     let lines = text.lines().filter(|line| !left_out.iter().any(|part| line.contains(part)));
-    Ok(lines.map(|line| format!("{line}\n")).collect::<String>() + "socket = \"admin.sock\"\n")
+    let lines: Vec<&str> = lines.collect();
+    Ok(lines.join("\n") + "\nsocket = \"admin.sock\"\n")
 }
 
 impl Lab {
