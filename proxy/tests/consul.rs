@@ -317,7 +317,7 @@ async fn fake(answer: String, rest: Rest) -> FakeServer {
                 match rest {
                     Rest::Nothing => {}
                     Rest::Close => return,
-                    Rest::Flood => while stream.write_all(&[b' '; 65536]).await.is_ok() {},
+                    Rest::Flood => while stream.write_all(&vec![b' '; 65536]).await.is_ok() {},
                     Rest::Drip => {
                         while stream.write_all(b"1\r\n \r\n").await.is_ok() {
                             tokio::time::sleep(Duration::from_millis(50)).await;
