@@ -40,11 +40,13 @@ impl From<SocketAddr> for Place {
 
 impl Place {
     /// The same with a header `Authorization`.
+    #[must_use]
     pub fn authorized(self, by: String) -> Self {
         Self { authorization: Some(by), ..self }
     }
 
     /// The same over TLS.
+    #[must_use]
     pub fn over(self, tls: Option<Arc<ClientConfig>>) -> Self {
         Self { tls, ..self }
     }
