@@ -1,6 +1,7 @@
 //! No store can be reached from the load balancer: it knows the cluster by Patroni's REST interface alone, over TLS with
 //! client certificates and a password. One cluster, and everything that can happen to it.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -69,7 +70,7 @@ fn over_tls(site: &Site) -> Result<(ClusterOptions, String)> {
     let address = site.addresses.balancer(0);
     let configuration = format!(
         r#"[clusters.main]
-rest = {{ tls = {{ ca = {ca:?}, cert = {:?}, key = {:?} }}, user = "admin", password_file = {:?} }}
+rest = {{ tls = {{ ca = "{ca}", cert = "{cert}", key = "{key}" }}, user = "admin", password_file = "{password}" }}
 discovery = {{ patroni = {{ members = {members:?} }} }}
 
 [[listeners]]
@@ -84,9 +85,10 @@ target = "replicas"
 bind = "{address}:7000"
 socket = "admin.sock"
 "#,
-        pki.path("balancer.pem"),
-        pki.path("balancer.key"),
-        pki.path("password"),
+        ca = ca.display(),
+        cert = pki.path("balancer.pem").display(),
+        key = pki.path("balancer.key").display(),
+        password = pki.path("password").display(),
     );
     Ok((ClusterOptions { failsafe_mode: true, patroni, ..ClusterOptions::default() }, configuration))
 }
@@ -378,9 +380,10 @@ impl Watchers {
     }
 }
 
-fn first_served(served: &Served, server: std::net::SocketAddr) -> Option<Instant> {
-    let by = |reached: &sql::Reached| reached.server == server && !reached.in_recovery;
-    served.0.iter().filter(|one| one.outcome.as_ref().is_ok_and(by)).map(|one| one.ended).min()
+/// When somebody was first served by the new primary.
+fn first_served(clients: &Served, primary: SocketAddr) -> Option<Instant> {
+    let by = |reached: &sql::Reached| reached.server == primary && !reached.in_recovery;
+    clients.0.iter().filter(|one| one.outcome.as_ref().is_ok_and(by)).map(|one| one.ended).min()
 }
 
 /// How many requests every member's Patroni has logged so far.
