@@ -65,7 +65,7 @@ impl FakePatronis {
                             Mood::Hung => std::future::pending().await,
                             Mood::Blind if path == "/cluster" => std::future::pending().await,
                             Mood::Slow(time) => sleep(time).await,
-                            _ => {}
+                            Mood::Fine | Mood::Blind | Mood::Stuck(..) | Mood::Says(..) | Mood::Half => {}
                         }
                         let (status, body) = truth.lock().unwrap().answer(member, &path);
                         respond(&mut stream, status, &body).await;
