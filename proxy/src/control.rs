@@ -103,8 +103,14 @@ impl Control {
         match effect {
             Effect::Publish(table) => self.routes.publish(table),
             Effect::Revoke(revocation) => self.routes.revoke(&revocation),
-            Effect::Ask { member, question, deadline } => self.asker.ask(member, question, deadline),
-            Effect::Probe { member, addresses, deadline } => self.prober.probe(member, addresses, deadline),
+            Effect::Ask { member, question, deadline } => {
+                self.handle.questions.to(question.witness()).add(1);
+                self.asker.ask(member, question, deadline);
+            }
+            Effect::Probe { member, addresses, deadline } => {
+                self.handle.questions.probes.add(1);
+                self.prober.probe(member, addresses, deadline);
+            }
             Effect::Note(note) => self.app.note(self.clock.now().wall, &self.handle.name, &note),
         }
     }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use pointsman_config::{ClusterName, Listener, ListenerName, NodeName, Target};
-use pointsman_core::event::{Event, Loudness, Note};
+use pointsman_core::event::{Event, Loudness, Note, Witness};
 use pointsman_core::status::ClusterStatus;
 use pointsman_core::time::UnixMillis;
 use serde::Serialize;
@@ -248,6 +248,25 @@ impl Described {
     }
 }
 
+/// Questions to the members of one cluster that its control task has sent.
+#[derive(Debug, Default)]
+pub struct Questions {
+    rest: Counter,
+    sql: Counter,
+    /// Probes of servers.
+    pub probes: Counter,
+}
+
+impl Questions {
+    /// Those to one kind of witness.
+    pub fn to(&self, witness: Witness) -> &Counter {
+        match witness {
+            Witness::Rest => &self.rest,
+            Witness::Sql => &self.sql,
+        }
+    }
+}
+
 /// One cluster.
 #[derive(Debug)]
 pub struct ClusterHandle {
@@ -255,6 +274,8 @@ pub struct ClusterHandle {
     pub name: ClusterName,
     /// What sessions had to say about servers, and the control task had no room for.
     pub reports_dropped: Arc<Counter>,
+    /// What its members were asked.
+    pub questions: Questions,
     /// The source that it started with.
     kind: &'static str,
     store: ArcSwapOption<SourceStats>,
@@ -266,7 +287,8 @@ impl ClusterHandle {
     /// `events` leads to the control task: an operator's wishes go there. `kind`: of its source, until that is started.
     pub fn new(name: ClusterName, kind: &'static str, events: mpsc::Sender<Event>) -> Self {
         let (store, status) = (ArcSwapOption::empty(), ArcSwapOption::empty());
-        Self { name, reports_dropped: Arc::default(), kind, store, status, events }
+        let questions = Questions::default();
+        Self { name, reports_dropped: Arc::default(), questions, kind, store, status, events }
     }
 
     /// Where its members are learned from: `etcd`, `consul`, `patroni`, `static`. A reload may change it.

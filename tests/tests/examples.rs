@@ -1,9 +1,11 @@
 //! The examples that need nothing but etcd, as they are, but for addresses: a database host behind a cloud's load balancer, and a
 //! laptop. (The PROXY protocol of the former is not built yet, and left out.)
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context as _, Result, ensure};
 use pointsman_tests::balancer::{Balancer, SOON};
-use pointsman_tests::{Cluster, ClusterOptions, MemberOptions, sql, tools, wait};
+use pointsman_tests::{Cluster, ClusterOptions, MemberOptions, say, sql, tools, wait};
 use serde_json::json;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -98,7 +100,42 @@ async fn on_a_laptop(cluster: &Cluster) -> Result<()> {
         Ok(())
     })
     .await
-    .with_context(|| balancer.tail())
+    .with_context(|| balancer.tail())?;
+    costs_in_peace(&balancer, 2.0).await
+}
+
+/// What a load balancer asks for in a minute in which nothing happens, against what HAProxy would: each member is checked every 3 s for each
+/// of two listeners, which makes 40 requests to each Patroni.
+async fn costs_in_peace(balancer: &Balancer, members: f64) -> Result<()> {
+    let before = counters(balancer).await?;
+    let began = Instant::now();
+    // A rate needs its time.
+    tokio::time::sleep(Duration::from_secs(15)).await;
+    let after = counters(balancer).await?;
+    let minutes = began.elapsed().as_secs_f64() / 60.0;
+    let mut rates = before.iter().zip(after).map(|(before, after)| (after - before) / minutes);
+    let mut rate = || rates.next().unwrap_or_default();
+    let (store, rest, probes) = (rate(), rate(), rate());
+    say(&format!(
+        "in peace, a minute: {store:.0} to etcd, {rest:.0} to Patroni's REST, {probes:.0} probes of servers"
+    ))?;
+    ensure!(store < 70.0, "{store} requests a minute to etcd");
+    ensure!(rest < 70.0 && rest < 40.0 * members, "{rest} questions a minute to Patroni");
+    ensure!(probes < 33.0 * members, "{probes} probes a minute");
+    Ok(())
+}
+
+async fn counters(balancer: &Balancer) -> Result<[f64; 3]> {
+    let text = balancer.get("/metrics").await?.body;
+    let sum = |name: &str| -> f64 {
+        let lines = text.lines().filter(|line| line.starts_with(&format!("{name}{{")));
+        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    };
+    Ok([
+        sum("pointsman_store_requests_total"),
+        sum("pointsman_questions_total"),
+        sum("pointsman_probes_total"),
+    ])
 }
 
 /// Several load balancers share this machine: each has its files in a directory of its own.

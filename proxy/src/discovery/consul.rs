@@ -97,7 +97,7 @@ impl Source<'_> {
         let Some(endpoint) = self.consul.addresses.get(index) else {
             return std::future::pending().await; // no addresses at all: the configuration forbids it
         };
-        let mut agent = Agent::open(self.consul, endpoint, &self.prefix).await;
+        let mut agent = Agent::open(self.consul, endpoint, &self.prefix, &self.outlet.stats.requests).await;
         let Err(error) = self.follow(index, &mut agent).await;
         if self.outlet.stats.connected.swap(NOWHERE, Ordering::Relaxed) != NOWHERE {
             self.outlet.stats.watch_restarts.fetch_add(1, Ordering::Relaxed);

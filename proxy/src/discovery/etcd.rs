@@ -122,6 +122,7 @@ impl Source<'_> {
         let mut found = Vec::new();
         let mut at = None;
         loop {
+            self.outlet.stats.requests.add(1);
             let mut page = store.call("a read", store.kv().get(from, Some(options.clone()))).await?;
             let header = page.header().ok_or(EtcdError::NoHeader)?;
             let (cluster, revision) = *at.get_or_insert((header.cluster_id(), header.revision()));
@@ -169,6 +170,7 @@ impl Source<'_> {
         let options =
             WatchOptions::new().with_range(self.end()).with_start_revision(revision.saturating_add(1));
         let prefix = self.prefix.clone();
+        self.outlet.stats.requests.add(1);
         let stream = store.call("a watch", store.watcher().watch(prefix, Some(options))).await?;
         let (mut requests, mut responses) = stream.split();
         let mut heartbeat = interval(HEARTBEAT);
@@ -186,7 +188,10 @@ impl Source<'_> {
                     self.respond(&response).await?;
                     heard = Instant::now();
                 }
-                _ = heartbeat.tick() => ask_progress(&mut requests).await?,
+                _ = heartbeat.tick() => {
+                    self.outlet.stats.requests.add(1);
+                    ask_progress(&mut requests).await?;
+                }
                 () = sleep_until(heard + SILENCE) => {
                     // Whoever was busy for so long has not listened: what waits is no silence.
                     match self.waiting(&mut responses).await {

@@ -179,6 +179,7 @@ async fn survey(
             () = sleep_until(brisk_until), if Instant::now() < brisk_until => continue,
             Ok(()) = uneasy.changed() => continue,
         };
+        outlet.stats.requests.add(1);
         let Told { mut asked, at, answer } = told;
         if let Err((_, why)) = &answer {
             debug!(cluster = %cluster.name, member = %asked.member, why, "a member did not tell its role");

@@ -16,6 +16,7 @@ use tokio::sync::mpsc::Sender;
 use tokio::sync::watch;
 
 use crate::clock::Clock;
+use crate::stats::Counter;
 
 mod backoff;
 mod consul;
@@ -55,6 +56,7 @@ pub struct SourceStats {
     reconnects: AtomicU64,
     watch_restarts: AtomicU64,
     views: AtomicU64,
+    requests: Arc<Counter>,
     revision: AtomicU64,
     /// Milliseconds since the clock's start, plus one; 0: never.
     alive: AtomicU64,
@@ -77,6 +79,7 @@ impl SourceStats {
             reconnects: AtomicU64::new(0),
             watch_restarts: AtomicU64::new(0),
             views: AtomicU64::new(0),
+            requests: Arc::default(),
             revision: AtomicU64::new(0),
             alive: AtomicU64::new(0),
         }
@@ -105,6 +108,11 @@ impl SourceStats {
     /// Snapshots sent.
     pub fn views(&self) -> u64 {
         self.views.load(Ordering::Relaxed)
+    }
+
+    /// What was asked of the source: reads, watches and questions for their progress, looks at members.
+    pub fn requests(&self) -> u64 {
+        self.requests.get()
     }
 
     /// The last revision that the store showed.

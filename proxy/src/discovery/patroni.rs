@@ -164,6 +164,7 @@ impl Source<'_> {
 
     async fn take(&mut self, Answer { question, asked, line, outcome }: Answer) {
         let now = asked.answered_at;
+        self.outlet.stats.requests.add(1);
         match question {
             Question::Look => {
                 self.endpoints.put_back(&asked.whom, &asked.whom, line);

@@ -1,6 +1,6 @@
 //! Clusters and members.
 
-use pointsman_core::event::AdminMode;
+use pointsman_core::event::{AdminMode, Witness};
 use pointsman_core::status::{ClusterStatus, MemberStatus};
 use pointsman_core::view::MemberRole;
 
@@ -26,6 +26,7 @@ const MODES: [AdminMode; 3] = [AdminMode::Ready, AdminMode::Drain, AdminMode::Ma
 pub(super) fn write(scrape: &Scrape, parts: &Parts) {
     for cluster in &parts.clusters {
         write_store(scrape, cluster);
+        write_questions(scrape, cluster);
         let dropped = family(
             "pointsman_reports_dropped_total",
             "Reports of sessions about servers for which the control task had no room.",
@@ -66,9 +67,26 @@ fn write_store(scrape: &Scrape, cluster: &ClusterHandle) {
     let restarts =
         family("pointsman_store_watch_restarts_total", "Watches of the store that ended, for any reason.");
     scrape.counter(restarts, labels, source.as_ref().map_or(0, |source| source.watch_restarts()));
+    let requests = family(
+        "pointsman_store_requests_total",
+        "Requests to the discovery source: reads, watches and questions for their progress, looks at members.",
+    );
+    scrape.counter(requests, labels, source.as_ref().map_or(0, |source| source.requests()));
     let connected =
         family("pointsman_store_connected", "Whether an endpoint of the store is being watched now.");
     scrape.flag(connected, labels, source.is_some_and(|source| source.connected().is_some()));
+}
+
+fn write_questions(scrape: &Scrape, cluster: &ClusterHandle) {
+    let name = ("cluster", cluster.name.as_str());
+    let questions =
+        family("pointsman_questions_total", "Questions to members for their status, by who is asked.");
+    for witness in Witness::ALL {
+        let count = cluster.questions.to(witness).get();
+        scrape.counter(questions, &[name, ("by", witness.as_str())], count);
+    }
+    let probes = family("pointsman_probes_total", "Probes of members' servers.");
+    scrape.counter(probes, &[name], cluster.questions.probes.get());
 }
 
 fn write_cluster(scrape: &Scrape, status: &ClusterStatus) {

@@ -1,6 +1,7 @@
 //! One Consul agent or server, over one connection that is kept.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,6 +15,7 @@ use tokio::time::timeout;
 use super::files::Files;
 use super::{CALL, ConsulError, SILENCE, STALE_CALL, WAIT};
 use crate::http::{self, Client, Origin};
+use crate::stats::Counter;
 
 /// A cluster's keys have some KiB, and base64 makes a third more of them.
 const MAX_BODY: usize = 16 << 20;
@@ -29,6 +31,7 @@ pub(super) struct Agent {
     headers: HeaderMap,
     prefix: String,
     datacenter: Option<String>,
+    requests: Arc<Counter>,
 }
 
 /// A whole answer to a recursive read.
@@ -59,7 +62,12 @@ impl Answer {
 
 impl Agent {
     /// Reads the token; the connection comes with the first call.
-    pub(super) async fn open(consul: &Consul, endpoint: &Endpoint, prefix: &str) -> Self {
+    pub(super) async fn open(
+        consul: &Consul,
+        endpoint: &Endpoint,
+        prefix: &str,
+        requests: &Arc<Counter>,
+    ) -> Self {
         let tls = endpoint.scheme == Scheme::Https;
         let (host, port) = (endpoint.address.host().to_owned(), endpoint.address.port());
         let mut agent = Self {
@@ -70,6 +78,7 @@ impl Agent {
             headers: HeaderMap::new(),
             prefix: prefix.to_owned(),
             datacenter: consul.datacenter.clone(),
+            requests: Arc::clone(requests),
         };
         agent.use_token();
         agent
@@ -149,6 +158,7 @@ impl Agent {
         deadline: Duration,
     ) -> Result<http::Answer, ConsulError> {
         let uri = uri(&self.prefix, key, query, self.datacenter.as_deref());
+        self.requests.add(1);
         let call = self.client.get(&self.origin, &uri, &self.headers);
         let answer = timeout(deadline, call).await;
         let answer = answer.map_err(|_| ConsulError::NoAnswer { call: what, after: deadline })??;
