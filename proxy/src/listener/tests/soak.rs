@@ -38,8 +38,8 @@ struct World {
     address: std::net::SocketAddr,
     sessions: Arc<Sessions>,
     far: Far,
-    /// The term in force: a session that lived while it changed may have been cut.
-    term: AtomicU64,
+    /// Changes of leader begun and ended, so odd while one is under way: a session that lived through one may have been cut.
+    changes: AtomicU64,
     /// Sessions that were killed, perhaps before they began.
     kills: AtomicU64,
     stop: AtomicBool,
@@ -53,13 +53,25 @@ impl World {
         !self.stop.load(Ordering::Relaxed)
     }
 
-    fn term(&self) -> u64 {
-        self.term.load(Ordering::SeqCst)
+    fn changes(&self) -> u64 {
+        self.changes.load(Ordering::SeqCst)
+    }
+
+    /// The changes so far, at a moment when none is under way: who begins in the middle of one may still be sent to the old
+    /// leader, and is cut with it.
+    async fn at_rest(&self) -> u64 {
+        loop {
+            let changes = self.changes();
+            if changes.is_multiple_of(2) {
+                return changes;
+            }
+            tokio::task::yield_now().await;
+        }
     }
 
     /// Changes with everything that may keep a session from beginning.
     fn disturbances(&self) -> u64 {
-        self.term() + self.kills.load(Ordering::SeqCst)
+        self.changes() + self.kills.load(Ordering::SeqCst)
     }
 
     fn ended(&self, cut: bool, bytes: usize) {
@@ -105,7 +117,8 @@ async fn echo(mut stream: TcpStream) {
 /// One after the other, of every kind that [`Script`] has: bulk, half-closes, resets, kills.
 async fn scripted(world: Arc<World>, mut random: Random) {
     while world.goes_on() {
-        let (script, before, calm) = (Script::new(random.next()), world.term(), world.disturbances());
+        let (script, calm) = (Script::new(random.next()), world.disturbances());
+        let before = world.at_rest().await;
         let visit = visit(world.address, script, Arc::clone(&world.sessions));
         let outcome = tokio::time::timeout(Duration::from_secs(60), visit).await.expect("a session hangs");
         let Some((script, client, session)) = outcome else {
@@ -113,7 +126,7 @@ async fn scripted(world: Arc<World>, mut random: Random) {
             continue;
         };
         let server = seen_by_server(&world.far, script, client).await;
-        let cut = world.term() != before || session.as_ref().is_some_and(|session| session.is_killed());
+        let cut = world.changes() != before || session.as_ref().is_some_and(|session| session.is_killed());
         judge(script, client, server, session.as_deref(), cut);
         world.far.lock().unwrap().remove(&script.id);
         world.ended(cut, client.heard + server.heard);
@@ -149,7 +162,8 @@ async fn round_trip(stream: &mut TcpStream, random: &mut Random, most: u64) -> s
 /// Small messages as of pgbench, a few hundred for each connection; some connections carry one only.
 async fn chatting(world: Arc<World>, mut random: Random) {
     while world.goes_on() {
-        let (before, calm) = (world.term(), world.disturbances());
+        let calm = world.disturbances();
+        let before = world.at_rest().await;
         let Some((mut stream, session)) = with_echo(&world).await else {
             assert_ne!(world.disturbances(), calm, "no session though nothing has happened");
             continue;
@@ -161,7 +175,7 @@ async fn chatting(world: Arc<World>, mut random: Random) {
             match tokio::time::timeout(LONG, trip).await.expect("a message hangs") {
                 Ok(count) => bytes += count,
                 Err(error) => {
-                    cut = world.term() != before || session.is_killed();
+                    cut = world.changes() != before || session.is_killed();
                     assert!(cut, "ended though nothing has happened: {error}");
                     break;
                 }
@@ -178,13 +192,13 @@ async fn chatting(world: Arc<World>, mut random: Random) {
 /// Says something once in a while.
 async fn idle(world: Arc<World>, mut random: Random) {
     while world.goes_on() {
-        let before = world.term();
+        let before = world.at_rest().await;
         let Some((mut stream, session)) = with_echo(&world).await else { continue };
         while world.goes_on() {
             tokio::time::sleep(Duration::from_millis(300 + random.next() % 1000)).await;
             let trip = round_trip(&mut stream, &mut random, 100);
             if tokio::time::timeout(LONG, trip).await.expect("a message hangs").is_err() {
-                assert!(world.term() != before || session.is_killed(), "an idle session has ended");
+                assert!(world.changes() != before || session.is_killed(), "an idle session has ended");
                 break;
             }
         }
@@ -237,7 +251,7 @@ impl Running {
             address: lab.address(),
             sessions: Arc::clone(&lab.sessions),
             far,
-            term: AtomicU64::new(1),
+            changes: AtomicU64::new(0),
             kills: AtomicU64::new(0),
             stop: AtomicBool::new(false),
             done: AtomicU64::new(0),
@@ -264,9 +278,10 @@ impl Running {
 
     /// The same server becomes the leader of another term: its sessions of the old one are cut.
     fn change_leader(&mut self) {
-        let old = self.world.term.fetch_add(1, Ordering::SeqCst);
+        let old = self.world.changes.fetch_add(1, Ordering::SeqCst) / 2 + 1;
         self.lab.route(&[("n1", self.server, old + 1)]);
         self.lab.revoke(old);
+        self.world.changes.fetch_add(1, Ordering::SeqCst);
         self.lab.reported();
     }
 
