@@ -1,7 +1,7 @@
 //! One cluster as it runs: its source, its control task, and the way to both.
 
 use std::hash::{BuildHasher, RandomState};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use pointsman_config::{Discovery, Listener};
@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 use crate::ask::Asker;
 use crate::clock::Clock;
 use crate::control::{Control, EVENTS};
-use crate::discovery::{self, SourceStats};
+use crate::discovery::{self, Heritage, SourceStats};
 use crate::listener::Reports;
 use crate::memory::Memory;
 use crate::probe::Prober;
@@ -31,9 +31,11 @@ pub struct Cluster {
     reports: Reports,
     events: mpsc::Sender<Event>,
     uneasy: watch::Receiver<bool>,
+    heritage: Arc<Heritage>,
+    state_dir: PathBuf,
     source: JoinSet<()>,
     /// Ends the memory's task when dropped.
-    _memory: JoinSet<()>,
+    memory: JoinSet<()>,
     /// Ends the control task when dropped.
     _control: JoinSet<()>,
 }
@@ -67,12 +69,6 @@ impl Cluster {
         };
         let mut tasks = JoinSet::new();
         tasks.spawn(async move { match control.run().await {} });
-        let mut memory = JoinSet::new();
-        if !matches!(config.discovery, Discovery::Static(_)) {
-            let kept = Memory::new(state_dir, &config.name, &config.scope);
-            let (handle, events) = (Arc::clone(&handle), events.clone());
-            memory.spawn(async move { match kept.run(handle, events).await {} });
-        }
         let mut cluster = Self {
             reports: Reports::new(events.clone(), Arc::clone(&handle.reports_dropped)),
             config,
@@ -81,8 +77,10 @@ impl Cluster {
             handle,
             events,
             uneasy: told,
+            heritage: Arc::default(),
+            state_dir: state_dir.to_owned(),
             source: JoinSet::new(),
-            _memory: memory,
+            memory: JoinSet::new(),
             _control: tasks,
         };
         cluster.start_source();
@@ -95,7 +93,16 @@ impl Cluster {
         self.handle.set_source(Arc::clone(&stats));
         self.source = JoinSet::new();
         let (config, events, uneasy) = (self.config.clone(), self.events.clone(), self.uneasy.clone());
-        self.source.spawn(async move { match discovery::run(&config, &stats, events, uneasy).await {} });
+        let heritage = Arc::clone(&self.heritage);
+        self.source
+            .spawn(async move { match discovery::run(&config, &stats, events, uneasy, &heritage).await {} });
+        self.memory = JoinSet::new();
+        // A fixed list is its own memory.
+        if !matches!(self.config.discovery, Discovery::Static(_)) {
+            let memory = Memory::new(&self.state_dir, &self.config.name, &self.config.scope);
+            let (handle, events) = (Arc::clone(&self.handle), self.events.clone());
+            self.memory.spawn(async move { match memory.run(handle, events).await {} });
+        }
     }
 
     /// Its part of the configuration.
@@ -123,7 +130,10 @@ impl Cluster {
     pub async fn reconfigure(&mut self, config: pointsman_config::Cluster, listeners: &[Listener]) {
         let policy = policy(&config, listeners);
         // The source gives the members their addresses and weights.
-        let source_changed = config.discovery != self.config.discovery
+        let patience_changed = matches!(config.discovery, Discovery::Static(_))
+            && config.stale_primary != self.config.stale_primary;
+        let source_changed = patience_changed
+            || config.discovery != self.config.discovery
             || config.connect_to != self.config.connect_to
             || config.weights != self.config.weights;
         self.config = config;

@@ -181,7 +181,8 @@ async fn switchovers_that_do_not_come(cluster: &Cluster, pointsman: &Pointsman) 
     ] {
         cluster.put_key("failover", &announcement.to_string()).await?;
         for _ in 0..20 {
-            let reached = sql::who(pointsman.primary(), SLOW).await;
+            // What names the leader is believed, for five seconds at most, until Patroni clears it.
+            let reached = sql::who(pointsman.primary(), SOON).await;
             reached.with_context(|| format!("while {announcement} is announced"))?;
         }
         cluster.etcd.delete("/service/main/failover").await?;

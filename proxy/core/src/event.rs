@@ -215,6 +215,8 @@ pub enum Event {
     Store(StoreCondition),
     /// A member answered a question, or did not.
     Answer(Answer),
+    /// A member answered a question of the discovery source's own. As good an answer, but not the one that is owed to us.
+    Heard(Answer),
     /// A session's connection to a server came about or failed.
     Dial {
         /// The server.

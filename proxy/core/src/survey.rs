@@ -6,7 +6,7 @@
 //!   the one that led before stays, and a complaint is raised; if none of them led before, nobody does;
 //! - a claim stands until its member says otherwise: a leader that falls silent stays named (the topology doubts it, and
 //!   holds), and nobody on a lower timeline takes its place;
-//! - nobody is named before each member has been asked once.
+//! - nobody is named before each member has answered, or has failed to twice.
 //!
 //! Invariant: the member named is never on a lower timeline than the last word of any member that called itself a primary.
 
@@ -90,6 +90,24 @@ impl Survey {
         Self { members, patience, now: Moment::ZERO, view }
     }
 
+    /// What `old` knew of the members that are still in the list, at the same addresses: their last words, and who led. Without
+    /// it whoever answers first after a change of the configuration might lead, on an old timeline too.
+    #[must_use]
+    pub fn inheriting(mut self, old: &Self) -> Self {
+        self.now = self.now.max(old.now);
+        let settings = self.view.settings.clone();
+        self.view = ClusterView { settings, ..old.view.clone() };
+        for (name, member) in &mut self.members {
+            match old.members.get(name).filter(|known| known.addresses == member.addresses) {
+                Some(known) => member.word.clone_from(&known.word),
+                None => self.view.leader = self.view.leader.take().filter(|key| key.member != *name),
+            }
+        }
+        let listed = &self.members;
+        self.view.leader = self.view.leader.take().filter(|key| listed.contains_key(&key.member));
+        self
+    }
+
     /// A member answered a question that was sent at `asked_at`, or did not. Late answers count for nothing.
     pub fn take(&mut self, member: &MemberName, asked_at: Moment, answer: Result<Status, Failure>) -> News {
         let Some(surveyed) = self.members.get_mut(member) else { return News::None };
@@ -103,7 +121,7 @@ impl Survey {
         if fails_now { News::Roles } else { news }
     }
 
-    /// The cluster, as soon as each member was asked once and one has answered.
+    /// The cluster, as soon as each member has answered or failed to twice, and one has answered.
     pub fn view(&self) -> Option<&ClusterView> {
         (self.view.revision > Revision(0)).then_some(&self.view)
     }
@@ -126,7 +144,7 @@ impl Survey {
 
     fn is_settled(&self) -> bool {
         let known = self.members.values().any(|member| member.word.is_some());
-        known && self.members.values().all(|member| member.asked_at.is_some())
+        known && self.members.values().all(|member| member.word.is_some() || member.failures >= FALL)
     }
 
     /// Makes the view anew; what has changed gets the next revision.

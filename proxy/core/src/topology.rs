@@ -142,7 +142,8 @@ impl Topology {
             Event::View(view) => self.take_view(*view, now),
             Event::Remembered(view) => self.take_memory(*view, now.mono),
             Event::Store(condition) => self.take_condition(condition, now.mono),
-            Event::Answer(answer) => self.take_answer(&answer, now.mono),
+            Event::Answer(answer) => self.take_answer(&answer, true, now.mono),
+            Event::Heard(answer) => self.take_answer(&answer, false, now.mono),
             Event::Dial { member, outcome } => self.take_dial(&member, outcome, now.mono),
             Event::Probe { member, outcome } => {
                 if let Some(known) = self.members.get_mut(&member) {
@@ -255,7 +256,13 @@ impl Topology {
         self.touched = true;
         self.remembered = true;
         for (name, view) in view.members {
+            if self.owner.as_ref().is_some_and(|owner| owner.member == name) {
+                continue; // it was followed at this address: a memory moves nobody
+            }
             if let Some(known) = self.members.get_mut(&name) {
+                if known.view.addresses != view.addresses {
+                    known.health = member::Health::default();
+                }
                 known.view = view; // a later memory is a better one
             } else {
                 let member = self.members.entry(name).or_insert(Member::new(view));
@@ -415,11 +422,12 @@ impl Topology {
         }
     }
 
-    fn take_answer(&mut self, answer: &Answer, now: Moment) {
+    /// `ours`: to a question that we sent.
+    fn take_answer(&mut self, answer: &Answer, ours: bool, now: Moment) {
         let word = self.members.get(&answer.member).and_then(|member| self.own_word(member, now));
         let Some(member) = self.members.get_mut(&answer.member) else { return };
         let claimed = member.last_status().is_some_and(Status::writable);
-        member.take_answer(answer);
+        member.take_answer(answer, ours);
         let claims = member.last_status().is_some_and(Status::writable);
         let word_after = self.members.get(&answer.member).and_then(|member| self.own_word(member, now));
         self.touched |= claims || claimed || word_after != word;

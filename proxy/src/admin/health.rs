@@ -13,6 +13,7 @@ use hyper::{Method, StatusCode};
 use pointsman_config::Target;
 use pointsman_core::route::NoRoute;
 use pointsman_core::status::{ClusterStatus, MemberStatus};
+use pointsman_core::view::MemberRole;
 use serde::Serialize;
 
 use super::answer::{self, Answer};
@@ -154,7 +155,9 @@ fn serving(app: &App) -> Vec<String> {
 fn reach(status: &ClusterStatus, why: &mut Vec<String>, remarks: &mut Vec<String>) {
     let name = &status.cluster;
     let lost: Vec<_> = status.members.iter().filter(|m| unreachable(m)).map(|m| m.name.as_str()).collect();
-    let store_alive = status.store.state == "alive";
+    // A fixed list where every member takes writes is its own source, and tells nothing of what can be reached.
+    let fixed = status.members.iter().all(|member| member.role == MemberRole::Writable);
+    let store_alive = status.store.state == "alive" && (status.members.is_empty() || !fixed);
     let error = status.store.error.as_deref().unwrap_or("it has not been reached yet");
     if !store_alive && lost.len() == status.members.len() {
         why.push(format!("neither the store nor any member of the cluster {name} is within reach: {error}"));

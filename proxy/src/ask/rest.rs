@@ -22,6 +22,7 @@ const MAX_BODY: usize = 256 << 10;
 #[derive(Debug)]
 pub(crate) struct Patroni {
     credentials: Option<Credentials>,
+    wants_tls: bool,
     client: Client,
     headers: HeaderMap,
 }
@@ -29,7 +30,8 @@ pub(crate) struct Patroni {
 impl Patroni {
     pub(crate) fn new(rest: &Rest) -> Self {
         let client = Client::new(rest.tls.clone(), MAX_BODY);
-        Self { credentials: rest.credentials.clone(), client, headers: HeaderMap::new() }
+        let (credentials, wants_tls) = (rest.credentials.clone(), rest.tls.is_some());
+        Self { credentials, wants_tls, client, headers: HeaderMap::new() }
     }
 
     /// Gives up the connection.
@@ -53,7 +55,9 @@ impl Patroni {
         let (host, port) = (api.address.host.clone(), api.address.port);
         let origin = Origin { tls: api.tls, host, port };
         if self.client.is_fresh(&origin) {
-            self.headers = authorization(self.credentials.clone()).await;
+            // Where TLS is configured, the password does not travel without it, whatever address a store names.
+            let safe = api.tls || !self.wants_tls;
+            self.headers = authorization(self.credentials.clone().filter(|_| safe)).await;
         }
         let answer = self.client.get(&origin, path, &self.headers).await.map_err(|error| failure(&error))?;
         if matches!(answer.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {

@@ -146,7 +146,7 @@ impl Way {
         let (sql, host) = (self.0.clone(), address.host.clone());
         let read = spawn_blocking(move || Means::read(&sql, &host)).await;
         read.unwrap_or_else(|_| Err("the files could not be read".to_owned()))
-            .map_err(|why| (AskError::Unreachable, why))
+            .map_err(|why| (AskError::Denied, why)) // the server is not to blame: a person has to look
     }
 
     async fn open(&self, address: &Address, means: &Means, mode: SslMode) -> Result<Line, Refusal> {

@@ -168,7 +168,10 @@ impl Source<'_> {
     async fn take_over(&mut self, agent: &mut Agent, answer: Answer) -> Result<(), ConsulError> {
         let entries = answer.entries(&self.prefix)?;
         let names: BTreeSet<String> = entries.iter().map(|entry| entry.key.clone()).collect();
-        self.admit(answer.revision())?;
+        // Deletions that Consul has forgotten take the index back; what says the same as before is not older.
+        if answer.body != self.last {
+            self.admit(answer.revision())?;
+        }
         for key in self.suspects(&names) {
             if !agent.may_read(&key).await? {
                 return Err(ConsulError::Hidden { key });

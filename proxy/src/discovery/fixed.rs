@@ -24,8 +24,8 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::debug;
 
-use super::Outlet;
 use super::backoff::jitter;
+use super::{Heritage, Outlet, bequeath, inherited};
 use crate::ask::sql::Server;
 use crate::clock::Clock;
 
@@ -51,9 +51,10 @@ pub(super) async fn run(
     fixed: &StaticMembers,
     outlet: Outlet<'_>,
     uneasy: watch::Receiver<bool>,
+    heritage: &Heritage,
 ) -> Infallible {
     match (fixed.probe, &cluster.sql) {
-        (Probe::Sql, Some(sql)) => survey(cluster, sql, fixed, outlet, uneasy).await,
+        (Probe::Sql, Some(sql)) => survey(cluster, sql, fixed, outlet, uneasy, heritage).await,
         // The configuration demands `sql` for the first.
         (Probe::Tcp, _) | (Probe::Sql, None) => stay(fixed, outlet).await,
     }
@@ -154,10 +155,14 @@ async fn survey(
     fixed: &StaticMembers,
     mut outlet: Outlet<'_>,
     mut uneasy: watch::Receiver<bool>,
+    heritage: &Heritage,
 ) -> Infallible {
     let patience = (cluster.stale_primary == StalePrimary::Hold).then_some(PATIENCE);
     let all = || fixed.members.iter().map(|member| (name(member), address(member)));
     let mut survey = Survey::new(all(), patience);
+    if let Some(old) = inherited(&heritage.survey) {
+        survey = survey.inheriting(&old);
+    }
     let pace = watch::Sender::new(true);
     let clock = outlet.stats.clock;
     let asked = |(member, address)| Asked {
@@ -189,6 +194,9 @@ async fn survey(
         let news = survey.take(&asked.member, at, answer);
         if news == News::Roles {
             brisk_until = Instant::now() + BRISK_FOR;
+        }
+        if news != News::None {
+            bequeath(&heritage.survey, &survey);
         }
         tell(&mut outlet, &survey, news, status.is_some()).await;
         let leads = survey.leader() == Some(&asked.member);

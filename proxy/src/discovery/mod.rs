@@ -5,11 +5,13 @@
 //! [`Event::View`] when something changed, [`Event::Store`] when the store shows life or is lost.
 
 use std::convert::Infallible;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use pointsman_config::{Cluster, Discovery};
 use pointsman_core::event::{Answer, Event, StoreCondition};
+use pointsman_core::patroni::Polls;
+use pointsman_core::survey::Survey;
 use pointsman_core::time::Moment;
 use pointsman_core::view::{ClusterView, Revision};
 use tokio::sync::mpsc::Sender;
@@ -33,14 +35,33 @@ pub async fn run(
     stats: &SourceStats,
     events: Sender<Event>,
     uneasy: watch::Receiver<bool>,
+    heritage: &Heritage,
 ) -> Infallible {
     let outlet = Outlet { cluster, stats, events, lost: false };
     match &cluster.discovery {
         Discovery::Etcd(etcd) => etcd::run(cluster, etcd, outlet).await,
         Discovery::Consul(consul) => consul::run(cluster, consul, outlet).await,
-        Discovery::Patroni(rest) => patroni::run(cluster, rest, outlet, uneasy).await,
-        Discovery::Static(members) => fixed::run(cluster, members, outlet, uneasy).await,
+        Discovery::Patroni(rest) => patroni::run(cluster, rest, outlet, uneasy, heritage).await,
+        Discovery::Static(members) => fixed::run(cluster, members, outlet, uneasy, heritage).await,
     }
+}
+
+/// What a source that is started anew takes over from the one before it. Sources that find out by themselves who leads must
+/// not forget it when somebody changes their configuration.
+#[derive(Debug, Default)]
+pub struct Heritage {
+    survey: Mutex<Option<Survey>>,
+    polls: Mutex<Option<Polls>>,
+}
+
+/// Takes a copy of what is kept.
+fn inherited<T: Clone>(kept: &Mutex<Option<T>>) -> Option<T> {
+    kept.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+/// Keeps a copy.
+fn bequeath<T: Clone>(kept: &Mutex<Option<T>>, value: &T) {
+    *kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(value.clone());
 }
 
 /// No endpoint is connected.
@@ -172,7 +193,7 @@ impl Outlet<'_> {
 
     /// What a member said of itself: worth as much as an answer to a question of the topology's own.
     async fn answer(&mut self, answer: Answer) {
-        self.send(Event::Answer(answer)).await;
+        self.send(Event::Heard(answer)).await;
     }
 
     /// No endpoint works. Said once, until it works again.

@@ -37,7 +37,7 @@ use tracing::{debug, info, warn};
 use self::call::{Answer, Call, Question};
 use self::pace::Pace;
 use self::peers::{Peer, Peers};
-use super::Outlet;
+use super::{Heritage, Outlet, bequeath, inherited};
 use crate::ask::Failure;
 use crate::clock::Clock;
 
@@ -51,6 +51,7 @@ pub(super) async fn run(
     config: &PatroniRest,
     outlet: Outlet<'_>,
     uneasy: watch::Receiver<bool>,
+    heritage: &Heritage,
 ) -> Infallible {
     let listed = config.members.iter().map(api);
     let now = outlet.now();
@@ -61,7 +62,8 @@ pub(super) async fn run(
         members: Peers::new(),
         outlet,
         uneasy,
-        polls: Polls::new(),
+        polls: inherited(&heritage.polls).unwrap_or_default(),
+        heritage,
         pace: Pace::new(now),
         calls: FuturesUnordered::new(),
     };
@@ -86,6 +88,7 @@ struct Source<'a> {
     /// Who is asked for a status.
     members: Peers<MemberName>,
     polls: Polls,
+    heritage: &'a Heritage,
     pace: Pace,
     calls: FuturesUnordered<BoxFuture<'static, Answer>>,
 }
@@ -251,7 +254,10 @@ impl Source<'_> {
             return;
         }
         match self.polls.settle(now) {
-            Some(view) => self.outlet.view(view, now).await,
+            Some(view) => {
+                bequeath(&self.heritage.polls, &self.polls);
+                self.outlet.view(view, now).await;
+            }
             None if alive => self.outlet.alive(self.polls.revision()).await,
             None => {}
         }

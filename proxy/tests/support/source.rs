@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pointsman::clock::Clock;
-use pointsman::discovery::{self, SourceStats};
+use pointsman::discovery::{self, Heritage, SourceStats};
 use pointsman_config::{Cluster, Config};
 use pointsman_core::event::{Event, StoreCondition};
 use pointsman_core::view::ClusterView;
@@ -60,7 +60,7 @@ impl Source {
         let mut task = JoinSet::new();
         let shared = Arc::clone(&stats);
         task.spawn(async move {
-            discovery::run(&cluster, &shared, sender, peace).await;
+            discovery::run(&cluster, &shared, sender, peace, &Heritage::default()).await;
         });
         Self { events, stats, uneasy, _task: task }
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::event::{AdminMode, Effect, Question, Witness};
 use crate::time::Moment;
-use crate::view::MemberName;
+use crate::view::{MemberName, MemberRole};
 
 use super::Topology;
 use super::member::Member;
@@ -91,6 +91,9 @@ impl Topology {
 
     /// When the member is asked next. `None`: there is nobody to ask, or no need.
     fn ask_at(&self, name: &MemberName, member: &Member, witness: Witness, now: Moment) -> Option<Moment> {
+        if member.view.role == MemberRole::Writable {
+            return None; // there is no primary to be found
+        }
         let can = match witness {
             Witness::Rest => member.view.api.is_some(),
             Witness::Sql => self.policy.sql,

@@ -186,10 +186,14 @@ impl Words {
     /// Says whether the witness said otherwise, or nothing, before.
     fn take(&mut self, by: Witness, word: Word) -> bool {
         let writable = word.1.writable();
-        let before = match by {
-            Witness::Rest => self.rest.replace(word),
-            Witness::Sql => self.sql.replace(word),
+        let last = match by {
+            Witness::Rest => &mut self.rest,
+            Witness::Sql => &mut self.sql,
         };
+        if last.as_ref().is_some_and(|(asked_at, _)| *asked_at > word.0) {
+            return false; // it comes late: a later one was heard already
+        }
+        let before = last.replace(word);
         before.is_none_or(|(_, before)| before.writable() != writable)
     }
 
@@ -273,9 +277,11 @@ impl Member {
         self.gone_since.is_none()
     }
 
-    /// Takes in an answer.
-    pub(super) fn take_answer(&mut self, answer: &Answer) {
-        self.asking.of_mut(answer.by).answered();
+    /// Takes in an answer. `ours`: to a question that we sent.
+    pub(super) fn take_answer(&mut self, answer: &Answer, ours: bool) {
+        if ours {
+            self.asking.of_mut(answer.by).answered();
+        }
         if let Ok(status) = &answer.outcome {
             if let Some(at) = status.dcs_last_seen {
                 let advanced_at = match self.seen {
@@ -312,8 +318,9 @@ impl Member {
     }
 
     /// Whether its Patroni says that it may lead without the store (failsafe mode).
-    pub(super) fn leads_without_store(&self) -> bool {
-        self.words.rest.as_ref().is_some_and(|(_, status)| status.failsafe_active)
+    pub(super) fn leads_without_store(&self, now: Moment) -> bool {
+        let word = self.words.rest.as_ref().filter(|(asked_at, _)| now.since(*asked_at) < FRESH);
+        word.is_some_and(|(_, status)| status.failsafe_active)
     }
 
     /// What the server itself said of taking writes, if it was asked about the time of another question or later.

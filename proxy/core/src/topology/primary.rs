@@ -421,6 +421,7 @@ impl Topology {
             }
             return;
         }
+        let last_affirmed = owner.last_confirmed();
         // Where the server itself speaks, its Patroni may raise doubts, but neither end them nor cut sessions. Nor does it
         // raise the same one again and again.
         let member = self.members.get(&answer.member).filter(|_| answer.by == Witness::Rest);
@@ -431,6 +432,10 @@ impl Topology {
             (true, _) => self.owner_affirms(answer, now),
             (false, Some(true)) if turned => self.doubt(now, "its Patroni contradicts its server", false),
             (false, Some(true)) => {}
+            // Asked before the last word that affirms: a reason to ask again, not to cut.
+            (false, _) if last_affirmed.is_some_and(|last| answer.asked_at < last) => {
+                self.doubt(now, "its server denied late that it takes writes", false);
+            }
             (false, _) => self.owner_denies(status, now),
         }
     }
@@ -497,7 +502,7 @@ impl Topology {
         let owner_timeline = owner.and_then(|owner| self.best_timeline(&owner.member));
         let claims = |(name, member): (&MemberName, &Member)| {
             let status = member.claims(now)?;
-            let leads = member.sees_store(now, ttl) || member.leads_without_store();
+            let leads = member.sees_store(now, ttl) || member.leads_without_store(now);
             leads.then(|| (status.timeline, name.clone()))
         };
         let claims: Vec<_> = self.members.iter().filter_map(claims).collect();

@@ -109,6 +109,7 @@ impl Checker {
             }
             Event::Store(StoreCondition::Lost { .. })
             | Event::Answer(_)
+            | Event::Heard(_)
             | Event::Dial { .. }
             | Event::ServerClosed { .. }
             | Event::Probe { .. }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::bench::{Bench, Word, claim, in_recovery, member, name, writable};
-use crate::event::{AdminMode, AskError, Event, Status, What};
-use crate::view::{ClusterView, MemberRole, MemberState};
+use crate::event::{AdminMode, Answer, AskError, Event, Status, What, Witness};
+use crate::view::{Address, ClusterView, MemberRole, MemberState};
 
 /// n1 to n3, by heart.
 fn memory() -> Box<ClusterView> {
@@ -110,4 +110,36 @@ fn whom_the_store_does_not_know_any_more_has_left() {
     bench.expect_primary("n1").admin("n2", AdminMode::Ready);
     assert!(bench.route("replicas").is_ok_and(|fallback| fallback[0].member == name("n1")));
     assert!(bench.notes.iter().all(|what| !matches!(what, What::Contradiction { .. })));
+}
+
+#[test]
+fn a_memory_moves_nobody_who_was_followed() {
+    let mut bench = cold(&[("n1", failsafe())]);
+    bench.after(2_000).expect_primary("n1");
+    let before = bench.route("primary").unwrap();
+    let mut moved = memory();
+    for view in moved.members.values_mut() {
+        view.addresses = [Address { host: "10.9.9.9".to_owned(), port: 5432 }].into();
+    }
+    bench.tell(Event::Remembered(moved)).after(1_000);
+    assert_eq!(bench.route("primary").unwrap(), before);
+}
+
+/// What a Patroni said of leading without the store was of that outage.
+#[test]
+fn a_word_on_failsafe_mode_grows_old() {
+    let mut bench = Bench::steady();
+    bench.lose_store().word("n2", failsafe().map(|status| Status { timeline: None, ..status })).after(2_000);
+    bench.regain_store().silent("n2").after(40_000).lose_store();
+    let claim = claim(9, 100);
+    bench.policy.sql = true;
+    bench.tell(Event::Policy(bench.policy.clone()));
+    for _ in 0..5 {
+        let asked_at = bench.now.mono;
+        let outcome = claim.clone();
+        bench
+            .tell(Event::Answer(Answer { member: name("n2"), by: Witness::Sql, asked_at, outcome }))
+            .after(500);
+    }
+    bench.expect_primary("n1");
 }

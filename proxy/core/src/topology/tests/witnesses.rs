@@ -1,7 +1,9 @@
 //! Two witnesses: the server itself, over SQL, and its Patroni. Where both speak, the server's own word counts.
 
-use super::bench::{Bench, in_recovery, says, writable};
-use crate::event::{AskError, What};
+use std::time::Duration;
+
+use super::bench::{Bench, in_recovery, name, says, writable};
+use crate::event::{Answer, AskError, Event, What, Witness};
 use crate::route::RevokeReason;
 use crate::view::MemberRole;
 
@@ -87,4 +89,25 @@ fn a_server_that_has_said_nothing_for_three_seconds_no_longer_outranks() {
     bench.sql("n1", Err(AskError::TimedOut)).after(4_000).expect_primary("n1");
     bench.word("n1", in_recovery()).after(1_500).expect_no_primary("pending");
     bench.expect_revoked(&[("n1", RevokeReason::Demoted)]);
+}
+
+#[test]
+fn a_denial_that_comes_late_raises_a_doubt_and_cuts_nobody() {
+    let mut bench = agreed();
+    let asked_at = bench.now.mono.earlier_by(Duration::from_millis(1_500));
+    let outcome = in_recovery();
+    bench.tell(Event::Answer(Answer { member: name("n1"), by: Witness::Sql, asked_at, outcome }));
+    bench.expect_no_primary("pending").after(1_000).expect_primary("n1").expect_revoked(&[]);
+}
+
+/// A source that asks by itself tells what it heard. That is not the answer that is owed to a question of ours.
+#[test]
+fn what_a_source_heard_counts_and_leaves_our_own_question_out() {
+    let mut bench = Bench::new();
+    bench.silent("n1").policy.sql = true;
+    bench.tell(Event::Policy(bench.policy.clone())).after(5);
+    let start = bench.now.mono;
+    let heard = Answer { member: name("n1"), by: Witness::Sql, asked_at: start, outcome: writable() };
+    bench.tell(Event::Heard(heard)).expect_primary("n1").after(500);
+    assert_eq!(bench.questions("n1", start), 0, "an answer is owed still");
 }
