@@ -135,8 +135,10 @@ impl Survey {
     pub fn silence(&self) -> Option<String> {
         let mut all = String::new();
         for (name, member) in &self.members {
-            let (_, why) = member.failure.as_ref().filter(|_| member.failures >= FALL)?;
+            let (kind, why) = member.failure.as_ref().filter(|_| member.failures >= FALL)?;
             let separator = if all.is_empty() { "no member answers: " } else { "; " };
+            let kind = kind.to_string();
+            let why = if is_mute(member.failure.as_ref()?.0) { &kind } else { why };
             let _ = write!(all, "{separator}{name}: {why}"); // a String takes everything
         }
         Some(all)
@@ -299,8 +301,11 @@ impl Survey {
             all.extend(below.map(|claim| below_another(claim, *first)));
         }
         let mute = |(name, member): (&MemberName, &Surveyed)| {
-            let (_, why) = member.failure.as_ref().filter(|(kind, _)| is_mute(*kind))?;
-            Some(format!("{name} answers, but does not tell whether it is a primary: {why}"))
+            // What the server said may name users and addresses: that is for the log, not for a page that all can read.
+            let (kind, _) = member.failure.as_ref().filter(|(kind, _)| is_mute(*kind))?;
+            Some(format!(
+                "{name} answers, but does not tell whether it is a primary: {kind}; the log says why"
+            ))
         };
         all.extend(self.members.iter().filter_map(mute));
         all.into_iter().map(|problem| Complaint { key: String::new(), problem }).collect()
@@ -334,7 +339,12 @@ fn rivals(best: &[Claim<'_>], leader: Option<&MemberName>) -> Option<String> {
     let names: Vec<&str> = best.iter().filter(counts).map(|claim| claim.member.as_str()).collect();
     let timeline = best.first().filter(|_| names.len() > 1).map(|claim| number(claim.timeline))?;
     let names = names.join(" and ");
+    let silent = |leader: &MemberName| best.iter().any(|claim| claim.member == leader && !claim.live);
     Some(match leader {
+        Some(leader) if silent(leader) => format!(
+            "{names} said last that they are primary on timeline {timeline}; {leader} led, and is silent: nothing is sent to \
+             the others (take {leader} out of the list if it is gone for good)"
+        ),
         Some(leader) => format!(
             "{names} all say that they are primary on timeline {timeline}; {leader} led before and stays: \
              stop the others or make them standbys"

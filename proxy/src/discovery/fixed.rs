@@ -22,7 +22,7 @@ use pointsman_core::view::{
 };
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::backoff::jitter;
 use super::{Heritage, Outlet, bequeath, inherited};
@@ -108,6 +108,8 @@ struct Asked {
     last: Instant,
     /// It is asked again without a pause.
     at_once: bool,
+    /// Why it does not let us in, once that was said.
+    denied: Option<String>,
 }
 
 struct Told {
@@ -129,6 +131,21 @@ impl Asked {
             Err((AskError::TimedOut, format!("no answer within {} s", deadline.as_secs())))
         });
         Told { asked: self, at, answer }
+    }
+
+    /// Into the log: what a person has to put right once, the rest for whoever looks closely.
+    fn tell_why(&mut self, cluster: &Cluster, failure: Option<&Failure>) {
+        let denied = failure.filter(|(kind, _)| *kind == AskError::Denied).map(|(_, why)| why.clone());
+        match (&denied, failure) {
+            (Some(why), _) if self.denied.as_ref() != Some(why) => {
+                warn!(cluster = %cluster.name, member = %self.member, why, "a member does not let us in over SQL");
+            }
+            (_, Some((_, why))) => {
+                debug!(cluster = %cluster.name, member = %self.member, why, "a member did not tell its role");
+            }
+            (_, None) => {}
+        }
+        self.denied = denied;
     }
 
     async fn wait(&mut self) {
@@ -173,6 +190,7 @@ async fn survey(
         brisk: pace.subscribe(),
         last: Instant::now(),
         at_once: true,
+        denied: None,
     };
     let mut questions: FuturesUnordered<_> = all().map(asked).map(Asked::ask).collect();
     let mut brisk_until = Instant::now() + BRISK_FOR;
@@ -186,9 +204,7 @@ async fn survey(
         };
         outlet.stats.requests.add(1);
         let Told { mut asked, at, answer } = told;
-        if let Err((_, why)) = &answer {
-            debug!(cluster = %cluster.name, member = %asked.member, why, "a member did not tell its role");
-        }
+        asked.tell_why(cluster, answer.as_ref().err());
         let status = answer.as_ref().ok().cloned();
         let led = survey.leader().cloned();
         let news = survey.take(&asked.member, at, answer);

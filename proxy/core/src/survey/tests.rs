@@ -204,7 +204,10 @@ fn a_leader_that_answers_without_telling_is_kept_for_a_while() {
         bench.says(1, fails(AskError::Denied));
     }
     assert_eq!(bench.member(1).state, MemberState::Running);
-    assert_eq!(bench.complaints(), ["pg1 answers, but does not tell whether it is a primary: test"]);
+    assert_eq!(
+        bench.complaints(),
+        ["pg1 answers, but does not tell whether it is a primary: it does not let us in; the log says why"]
+    );
     for _ in 0..3 {
         bench.says(1, fails(AskError::Denied));
     }

@@ -36,7 +36,7 @@ pub(super) fn failure(error: &Error) -> Failure {
         AskError::Nonsense
     };
     let source = error.source().map_or_else(|| text.clone(), ToString::to_string);
-    (kind, short(&source))
+    (kind, short(&in_our_words(&source)))
 }
 
 /// Whether it might work without TLS: the handshake failed, or `pg_hba.conf` has no line for a connection with TLS.
@@ -58,7 +58,14 @@ pub(super) fn of_io(error: &io::Error) -> Failure {
     } else {
         AskError::Unreachable
     };
-    (kind, connect::explain(error))
+    (kind, in_our_words(&connect::explain(error)))
+}
+
+/// The keys of TLS have other names here.
+fn in_our_words(text: &str) -> String {
+    text.replace("tls.server_name", "the address, or use tls = \"verify-ca\"")
+        .replace("tls.c", "sql.c")
+        .replace("tls.key", "sql.key")
 }
 
 fn io_error(error: &Error) -> Option<&io::Error> {

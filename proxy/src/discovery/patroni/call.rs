@@ -58,7 +58,8 @@ impl Call {
         let asked_at = clock.moment();
         let outcome = timeout(DEADLINE, line.get(&whom, &path)).await.unwrap_or_else(|_| {
             line.forget(); // a late answer must not be taken for the next one
-            let store = if question == Question::Look { "; does it reach its store?" } else { "" };
+            let store =
+                if question == Question::Look { " (it hangs, or does not reach its store)" } else { "" };
             Err((AskError::TimedOut, format!("no answer within {} s{store}", DEADLINE.as_secs())))
         });
         let asked = Asked { whom, asked_at, answered_at: clock.moment() };
