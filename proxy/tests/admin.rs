@@ -13,6 +13,7 @@ use pointsman::state::Life;
 use pointsman_core::close::CloseReason;
 use pointsman_core::event::{AdminMode, Event, Loudness, What};
 use pointsman_core::route::NoRoute;
+use pointsman_core::view::MemberRole;
 use pointsman_core::status::ClusterStatus;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -171,6 +172,24 @@ async fn ready_is_about_this_host() {
     let answer = served.get("/ready").await;
     assert_eq!(answer.status, 503);
     assert!(why(&answer).starts_with("neither the store nor any member"), "{}", answer.body);
+}
+
+/// A fixed list where every member takes writes is always "alive": it says nothing of what this host can reach.
+#[tokio::test]
+async fn a_multi_master_host_that_reaches_nobody_is_not_ready() {
+    let served = serve(made_up(2));
+    let members = |health: &'static str| {
+        let mut status = common::status(2);
+        for member in &mut status.members {
+            (member.role, member.health, member.answer) = (MemberRole::Writable, health, None);
+        }
+        status
+    };
+    served.made_up.cluster.describe(members("up"));
+    assert_eq!(served.get("/ready").await.status, 200);
+    served.made_up.cluster.describe(members("down"));
+    let why = why(&served.get("/ready").await);
+    assert!(why.contains("any member of the cluster main is within reach"), "{why}");
 }
 
 #[tokio::test]
