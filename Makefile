@@ -25,7 +25,7 @@ bench: servers ## Pointsman beside HAProxy, nginx, Envoy and others, as root (QU
 	$(STEP) "Building" cargo build --release --bins -p pointsman -p pointsman-bench
 	@exec $(AS_ROOT) $(TARGET)/release/pointsman-bench $(if $(SECONDS),--seconds $(SECONDS))
 
-scale: servers ## how costs grow with sessions, members, listeners, and a leader change under all of them, as root (ROWS=regex RUNS=n)
+scale: servers ## how costs grow with sessions, members, listeners, a leader change under all of them, and how soon a change in the store cuts a session, as root (ROWS=regex RUNS=n)
 	$(STEP) "Building" cargo build --release --bins -p pointsman -p pointsman-bench
 	@exec $(AS_ROOT) $(TARGET)/release/pointsman-bench scale
 

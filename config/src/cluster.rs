@@ -55,7 +55,7 @@ impl Cluster {
 }
 
 choice!(
-    /// What to do with the primary when neither the store nor its own REST has confirmed it for a ttl.
+    /// What to do with the primary when neither the source nor the leader itself (REST or SQL) has confirmed it for a ttl.
     StalePrimary {
         /// Hold new sessions.
         Hold = "hold",

@@ -135,7 +135,7 @@ function noRoute(why) {
   if (!why) return null;
   const l = why.leader || 'the leader';
   return {
-    'discovering': 'the store has not been read yet', 'no-leader-yet': 'the cluster has no leader yet',
+    'discovering': 'nothing has been learned of the cluster yet', 'no-leader-yet': 'the cluster has no leader yet',
     'leader-key-gone': why.last ? `no leader; the last one was ${why.last}` : 'no leader',
     'pending': `${l} has not been confirmed as writable yet`, 'leader-unknown': `the address of ${l} is not known`,
     'switchover-announced': `a switchover away from ${l} is under way`, 'stale': `nobody has confirmed ${l} for too long`,
@@ -143,18 +143,21 @@ function noRoute(why) {
   }[why.reason] || why.reason;
 }
 
+/** Whether it is a multi-master cluster: every member takes writes. */
+const many = (status) => status.members.length > 0 && status.members.every((m) => m.role === 'writable');
+
 function primaryCard(status) {
   const p = status.primary;
   const standby = status.settings.standby_cluster;
-  if (status.members.length && status.members.every((m) => m.role === 'writable')) {
+  if (many(status)) {
     return h('div', {class: 'up'}, h('h3', {}, 'Primary'), h('div', {class: 'big mid'}, h('b', {}, 'every member takes writes')));
   }
-  const [kind, word] = standby && p.state === 'none' ? ['idle', 'standby cluster'] : PRIMARY[p.state] || ['idle', p.state];
-  const member = status.members.find((m) => m.name === p.member);
+  const [kind, word] = standby ? ['idle', 'standby cluster'] : PRIMARY[p.state] || ['idle', p.state];
+  const member = standby ? null : status.members.find((m) => m.name === p.member);
   const by = p.confirmed_by && `by ${CONFIRMED_BY[p.confirmed_by] || p.confirmed_by.replace('-', ' ')}${p.confirmed_ms === null ? '' : `, ${span(p.confirmed_ms)} ago`}`;
   return h('div', {class: kind},
     h('h3', {}, 'Primary'),
-    h('div', {class: 'big'}, h('b', {}, p.member || '–'), pill(kind, word), h('span', {class: 'soft'}, `for ${span(p.since_ms)}`)),
+    h('div', {class: 'big'}, h('b', {}, (!standby && p.member) || '–'), pill(kind, word), h('span', {class: 'soft'}, `for ${span(p.since_ms)}`)),
     h('div', {class: 'facts'},
       member ? h('span', {class: 'mono'}, member.addresses.join(', ')) : null,
       member && member.timeline !== null ? h('span', {}, 'timeline ', h('b', {}, member.timeline)) : null,
@@ -167,7 +170,7 @@ function storeCard(cluster, status) {
   const kind = {alive: 'up', lost: 'down'}[s.state] || 'going';
   const sign = s.age_ms === null ? 'never answered' : `${span(s.age_ms)} ago`;
   return h('div', {},
-    h('h3', {}, cluster.source === 'static' ? 'Source' : 'Store'),
+    h('h3', {}, 'Source'),
     h('div', {class: 'big mid'}, h('b', {}, cluster.source), pill(kind, s.state === 'never' ? 'not reached yet' : s.state)),
     h('div', {class: 'facts'},
       cluster.endpoint ? h('span', {class: 'mono'}, cluster.endpoint) : null,
@@ -192,7 +195,7 @@ function clusterCard(cluster, status) {
     h('div', {class: 'big mid'}, h('b', {}, `${present} member${present === 1 ? '' : 's'}`), h('span', {class: 'soft'}, `${serving} in use`)),
     flags.length ? h('div', {class: 'flags'}, flags) : null,
     h('div', {class: 'facts'},
-      fixed ? null : h('span', {}, 'leader key ', h('b', {}, status.leader || 'gone')),
+      many(status) ? null : h('span', {}, 'leader ', h('b', {}, status.leader || 'none')),
       h('span', {}, 'generation ', h('b', {}, count(status.generation))),
       fixed ? null : h('span', {}, 'ttl ', h('b', {}, `${set.ttl} s`))));
 }
@@ -221,9 +224,9 @@ function roleCell(m) {
 function memberNote(m) {
   if (m.admin === 'maint') return 'taken out for maintenance by an operator';
   if (m.admin === 'drain') return 'drained by an operator: no new sessions';
-  if (!m.present) return 'its key is gone from the store';
+  if (!m.present) return 'it is no longer listed';
   const error = m.answer && m.answer.error;
-  const asked = error ? `Patroni: ${error.replace('-', ' ')}, ${span(m.answer.age_ms)} ago` : null;
+  const asked = error ? `${m.answer.by === 'sql' ? 'over SQL' : 'Patroni'}: ${error.replace('-', ' ')}, ${span(m.answer.age_ms)} ago` : null;
   return [m.leader ? null : m.excluded, asked].filter(Boolean).join('; ');
 }
 
@@ -284,7 +287,7 @@ function alarms(status, p) {
     : h('li', {class: 'down'}, 'The last reload failed and the old configuration stays:', h('pre', {}, p.reload.text))];
   const list = [
     ...failed, ...status.alarms.map((a) => h('li', {class: 'down'}, a)),
-    ...status.complaints.map((c) => h('li', {}, 'Not understood in the store: ', h('code', {}, c.key), ` – ${c.problem}`)),
+    ...status.complaints.map((c) => h('li', {}, 'Not understood: ', h('code', {}, c.key), ` – ${c.problem}`)),
   ];
   return list.length ? h('ul', {class: 'alarms'}, list) : null;
 }
@@ -306,8 +309,9 @@ function clusterSection(cluster, answer) {
 }
 
 function title(answer) {
-  const ok = answer.clusters.every((c) => c.status && (c.status.primary.state === 'confirmed' || c.status.settings.standby_cluster));
-  const names = answer.clusters.map((c) => (c.status && c.status.primary.member) || '–').join(', ');
+  const fine = (s) => s.primary.state === 'confirmed' || s.settings.standby_cluster || (many(s) && s.members.some((m) => m.serves.length));
+  const ok = answer.clusters.every((c) => c.status && fine(c.status));
+  const names = answer.clusters.map((c) => (c.status && (many(c.status) ? c.name : c.status.primary.member)) || '–').join(', ');
   return `${ok ? '' : '⚠ '}${names} · ${answer.process.node} · Pointsman`;
 }
 

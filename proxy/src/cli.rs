@@ -27,8 +27,8 @@ const CONFIG: u8 = 78;
 #[derive(Debug, Parser)]
 #[command(name = "pointsman", version, subcommand_required = true, arg_required_else_help = true)]
 #[command(long_about = "Sets every PostgreSQL connection onto the right server.\n\n\
-    Pointsman watches the store of a Patroni cluster and routes clients to the primary and to the replicas. \
-    While there is no primary, new connections wait instead of failing.")]
+    Pointsman watches a PostgreSQL cluster (Patroni's store, Patroni itself, or the servers) and routes clients to the \
+    primary and to the replicas. While there is no primary, new connections wait instead of failing.")]
 #[command(after_help = "\
 Examples:
   pointsman check                     every error of /etc/pointsman/pointsman.toml at once
@@ -76,7 +76,7 @@ pub enum Command {
 /// What a running process is asked, through its admin socket.
 #[derive(Debug, Subcommand)]
 pub enum Question {
-    /// Show who is primary, the store's state and the listeners
+    /// Show who is primary, the source's state and the listeners
     Status(Socket),
     /// Show every member: role, lag, health, sessions, and why it is not used
     Members(Socket),

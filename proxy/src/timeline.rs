@@ -174,7 +174,7 @@ mod tests {
         let entry = push(&Timeline::default(), 1_700_000_000_123);
         assert_eq!(
             serde_json::to_string(&*entry).unwrap(),
-            r#"{"seq":1,"at":"2023-11-14T22:13:20.123Z","cluster":"main","loudness":"info","member":"pg1","kind":"replica-in","text":"pg1 takes new read sessions"}"#
+            r#"{"seq":1,"at":"2023-11-14T22:13:20.123Z","cluster":"main","loudness":"info","member":"pg1","kind":"replica-in","text":"pg1 takes new sessions"}"#
         );
     }
 }

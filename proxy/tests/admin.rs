@@ -13,8 +13,8 @@ use pointsman::state::Life;
 use pointsman_core::close::CloseReason;
 use pointsman_core::event::{AdminMode, Event, Loudness, What};
 use pointsman_core::route::NoRoute;
-use pointsman_core::view::MemberRole;
 use pointsman_core::status::ClusterStatus;
+use pointsman_core::view::MemberRole;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
@@ -160,7 +160,7 @@ async fn ready_is_about_this_host() {
     assert_eq!(
         answer.json()["remarks"],
         serde_json::json!([
-            "the store of the cluster main does not answer: no endpoint answers: 10.0.0.1:2379 timed out",
+            "the source of the cluster main does not answer: no endpoint answers: 10.0.0.1:2379 timed out",
             "members of the cluster main out of reach: pg1"
         ])
     );
@@ -171,7 +171,7 @@ async fn ready_is_about_this_host() {
     });
     let answer = served.get("/ready").await;
     assert_eq!(answer.status, 503);
-    assert!(why(&answer).starts_with("neither the store nor any member"), "{}", answer.body);
+    assert!(why(&answer).starts_with("neither the source nor any member"), "{}", answer.body);
 }
 
 /// A fixed list where every member takes writes is always "alive": it says nothing of what this host can reach.
@@ -488,7 +488,7 @@ async fn events_come_as_they_happen_and_again_after_a_reconnect() {
     until(&mut stream, &mut text, "id: 9\nevent: note\ndata: {\"seq\":9,").await;
     assert!(text.contains("content-type: text/event-stream") && !text.contains("id: 8\n"), "{text}");
     served.made_up.note(Duration::ZERO, Loudness::Warn, Some("pg1"), What::LeaderKeyGone);
-    until(&mut stream, &mut text, "\"text\":\"the leader key of pg1 is gone\"}\n\n").await;
+    until(&mut stream, &mut text, "\"text\":\"pg1 is no longer the leader, and nobody else is\"}\n\n").await;
 
     // A browser says where it was.
     let mut again = TcpStream::connect(served.address).await.unwrap();

@@ -9,6 +9,8 @@ use std::time::Duration;
 use common::{MadeUp, made_up, trouble};
 use pointsman::admin::Admin;
 use pointsman_core::event::{AdminMode, Event, Loudness, What};
+use pointsman_core::route::NoRoute;
+use pointsman_core::view::MemberName;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
@@ -141,9 +143,9 @@ fn status_in_trouble_says_so() {
     for line in [
         "the last reload failed and the old configuration stays:",
         "  line 12: unknown key",
-        "  store    no endpoint answers: 10.0.0.1:2379 timed out",
-        "  ALARM    the store has been silent for 34 s; the last routes stay",
-        "  store    members/<script>alert(1)</script> was not understood: conn_url has no port",
+        "  source   no endpoint answers: 10.0.0.1:2379 timed out",
+        "  ALARM    the source has been silent for 34 s; the last routes stay",
+        "  source   members/<script>alert(1)</script> was not understood: conn_url has no port",
     ] {
         assert!(text.lines().any(|found| found == line), "no {line:?} in\n{text}");
     }
@@ -152,6 +154,23 @@ fn status_in_trouble_says_so() {
         text.contains("held          0     0         0   0    0  there is no leader; the last one was pg1"),
         "{text}"
     );
+}
+
+#[test]
+fn status_says_why_there_is_no_primary() {
+    let served = serve(made_up(3));
+    for (reason, member, line) in [
+        (NoRoute::StandbyCluster, Some("pg1"), "  primary  none: this is a standby cluster"),
+        (NoRoute::Discovering, None, "  primary  none: nothing has been learned of the cluster yet"),
+    ] {
+        let mut status = common::status(3);
+        status.primary.state = if member.is_some() { "pending" } else { "none" };
+        status.primary.member = member.map(MemberName::from);
+        status.primary.why_not = Some(reason);
+        served.made_up.cluster.describe(status);
+        let text = served.table(&["status"]);
+        assert!(text.lines().any(|found| found == line), "no {line:?} in\n{text}");
+    }
 }
 
 #[test]
@@ -212,7 +231,8 @@ fn events_are_told_and_followed() {
     let mut line = String::new();
     BufReader::new(child.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
     assert!(
-        line.starts_with("    10  ") && line.ends_with("Z  ! main: the leader key of pg1 is gone\n"),
+        line.starts_with("    10  ")
+            && line.ends_with("Z  ! main: pg1 is no longer the leader, and nobody else is\n"),
         "{line}"
     );
 }

@@ -3,16 +3,19 @@
 #![allow(clippy::float_cmp, reason = "small whole numbers, and numbers that were written out in full")]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::{made_up, trouble};
+use pointsman::clock::Clock;
+use pointsman::discovery::SourceStats;
 use pointsman::state::{ListenerHandle, Parts};
-use pointsman_config::Target;
+use pointsman_config::{Config, Target};
 use pointsman_core::close::CloseReason;
 use pointsman_core::event::{Loudness, What};
 use pointsman_core::route::NoRoute;
-use pointsman_core::view::MemberName;
+use pointsman_core::view::{MemberName, MemberRole};
 
 mod common;
 
@@ -177,6 +180,40 @@ fn finite_labels_are_there_from_the_start() {
     all(r#"pointsman_store_state{cluster="main""#, "state", &["never", "alive", "lost"]);
     assert_eq!(scrape.samples[r#"pointsman_takeover_seconds_count{cluster="main"}"#], 0.0);
     assert_eq!(scrape.samples[r#"pointsman_reloads_total{result="failed"}"#], 0.0);
+}
+
+/// Every member takes writes: there is no primary, and each has a role all the same.
+#[test]
+fn members_of_a_multi_master_cluster_have_a_role() {
+    let made_up = made_up(2);
+    let mut status = common::status(2);
+    status.members.iter_mut().for_each(|member| member.role = MemberRole::Writable);
+    made_up.cluster.describe(status);
+    let scrape = parse(&render(&made_up));
+    for member in ["pg1", "pg2"] {
+        let series = format!(r#"pointsman_member_role{{cluster="main",member="{member}",role="writable"}}"#);
+        assert_eq!(scrape.samples[&series], 1.0);
+    }
+}
+
+/// A fixed list has no endpoints that could be connected; with a store the series is there from its start.
+#[test]
+fn what_a_source_does_not_have_is_not_shown() {
+    let shown = |discovery: &str| {
+        let text = format!(
+            "[clusters.main]\n{discovery}\n[[listeners]]\nbind = \"127.0.0.1:5000\"\ntarget = \"any\"\n"
+        );
+        let config = Config::parse(&text, "test.toml", Path::new("/")).unwrap();
+        let made_up = made_up(2);
+        made_up.cluster.set_source(Arc::new(SourceStats::new(&config.clusters[0], Clock::start())));
+        parse(&render(&made_up)).samples.get(r#"pointsman_store_connected{cluster="main"}"#).copied()
+    };
+    let members = r#"[{ name = "pg1", address = "10.0.0.1:5432" }]"#;
+    assert_eq!(
+        shown(&format!(r#"discovery = {{ static = {{ probe = "tcp", members = {members} }} }}"#)),
+        None
+    );
+    assert_eq!(shown(r#"discovery = { etcd = { endpoints = ["http://10.0.0.1:2379"] } }"#), Some(0.0));
 }
 
 #[test]

@@ -248,6 +248,7 @@ async fn lost_when_nobody_tells_and_alive_again() {
     let error = source.lost().await;
     assert!(error.contains("no answer within 2 s (it hangs, or does not reach its store)"), "{error}");
     assert!(blind.elapsed() < Duration::from_secs(7), "{:?}", blind.elapsed());
+    assert_eq!((source.stats.connected(), source.stats.answers()), (None, Some(false)));
     (0..2).for_each(|member| patronis.set(member, Mood::Fine));
     source.alive().await;
     patronis.lead(1, 2);
@@ -285,4 +286,5 @@ async fn members_that_the_file_does_not_list_stand_in() {
     patronis.lead(2, 2);
     source.leader("n2").await;
     source.stays_for(Duration::from_secs(4)).await;
+    assert_eq!((source.stats.connected(), source.stats.answers()), (None, Some(true)));
 }

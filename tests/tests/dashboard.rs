@@ -88,7 +88,7 @@ async fn the_state(browser: &Browser, balancer: &Balancer, cluster: &Cluster, le
         leader,
         "confirmed",
         &address,
-        "store",
+        "source",
         "alive",
         "last sign of life",
         endpoint.first().context("etcd")?,
@@ -107,7 +107,7 @@ async fn the_state(browser: &Browser, balancer: &Balancer, cluster: &Cluster, le
     browser.wait_text("#timeline", &[&format!("{leader} is confirmed as primary")]).await?;
     let title = browser.evaluate("return document.title").await?;
     assert_eq!(title, json!(format!("{leader} · lb1 · Pointsman")));
-    // The age of the store's last sign of life moves.
+    // The age of the source's last sign of life moves.
     let ages = async || {
         browser
             .evaluate("return [...document.querySelectorAll('.facts b')].map((b) => b.innerText).join()")
@@ -127,7 +127,7 @@ async fn a_switchover(browser: &Browser, balancer: &Balancer, cluster: &Cluster,
     browser
         .wait_text(
             "#timeline",
-            &[&format!("{new} is confirmed as primary"), &format!("{new} holds the leader key now")],
+            &[&format!("{new} is confirmed as primary"), &format!("{new} is the leader now")],
         )
         .await?;
     wait::until("the title to name the new primary", SOON, async || {
@@ -151,7 +151,7 @@ async fn a_hostile_member(browser: &Browser, cluster: &Cluster) -> Result<()> {
     cluster.put_key(&key, &value.to_string()).await?;
     cluster.put_key("sync", r#"{"leader": "<i>half</i>"#).await?;
     let shown = async {
-        browser.wait_text("#clusters", &[name, "not understood in the store"]).await?;
+        browser.wait_text("#clusters", &[name, "not understood:"]).await?;
         ensure!(
             browser
                 .evaluate(

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use pointsman_tests::browser::Browser;
 use pointsman_tests::plain::Plain;
 use pointsman_tests::{Addresses, Clients, Pki, Pointsman, Site, clients::Served, say, sql, tools, wait};
 use serde_json::Value;
@@ -249,5 +250,12 @@ async fn what_people_see(lab: &Lab) -> Result<()> {
     let nonsense = ["store", "revision", "leader", "no primary"];
     let found: Vec<_> = nonsense.into_iter().filter(|word| text.contains(word)).collect();
     ensure!(found.is_empty(), "{found:?} in\n{text}");
+    let browser = Browser::start(&lab.site).await?;
+    browser.open(&format!("http://{}/", lab.pointsman.admin())).await?;
+    let page = browser.wait_text("#clusters", &["every member takes writes"]).await?.to_lowercase();
+    let found: Vec<_> = nonsense.into_iter().filter(|word| page.contains(word)).collect();
+    ensure!(found.is_empty(), "{found:?} in\n{page}");
+    let title = browser.evaluate("return document.title").await?;
+    ensure!(title.as_str().is_some_and(|title| title.starts_with("bdr · ")), "{title}");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! `pointsman-vip`: the virtual-IP manager. A skeleton: it says so and stops.
+//! `pointsman-vip`: the virtual IP. A skeleton: it says so and stops.
 
 use std::process::ExitCode;
 
@@ -7,7 +7,7 @@ const UNAVAILABLE: u8 = 69;
 
 fn main() -> ExitCode {
     eprintln!(
-        "pointsman-vip {}: not built yet. Until it is, keep keepalived for the virtual address;\n\
+        "pointsman-vip {}: not built yet. Until it is, keep keepalived for the virtual IP;\n\
          `pointsman` itself runs without it.",
         env!("CARGO_PKG_VERSION")
     );

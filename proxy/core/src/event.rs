@@ -337,9 +337,9 @@ pub enum What {
         /// Why.
         reason: RevokeReason,
     },
-    /// The member became a candidate for new read sessions.
+    /// The member became a candidate for new sessions, and does not lead.
     ReplicaIn,
-    /// The member takes no new read sessions.
+    /// The member takes no new sessions, and does not lead.
     ReplicaOut {
         /// Why.
         why: String,

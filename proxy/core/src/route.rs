@@ -68,9 +68,9 @@ pub struct Candidate {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "reason", rename_all = "kebab-case")]
 pub enum NoRoute {
-    /// Nothing has been read from the store yet.
+    /// Nothing has been learned of the cluster yet.
     Discovering,
-    /// The store was read, and the cluster has never had a leader.
+    /// The source has answered, and the cluster has never had a leader.
     NoLeaderYet,
     /// The leader key is gone: an election is going on.
     LeaderKeyGone {
@@ -92,7 +92,7 @@ pub enum NoRoute {
         /// The leader that gives way.
         leader: MemberName,
     },
-    /// Neither the store nor the leader itself has confirmed the leader for a ttl.
+    /// Neither the source nor the leader itself has confirmed the leader for a ttl.
     Stale {
         /// The last known leader.
         leader: MemberName,
@@ -156,19 +156,19 @@ impl NoRoute {
     pub fn hint(&self) -> &'static str {
         match self {
             Self::Discovering => {
-                "Pointsman has not reached the cluster's store since it started; see its log."
+                "Pointsman has learned nothing of the cluster since it started; see its log."
             }
             Self::NoLeaderYet | Self::LeaderKeyGone { .. } => {
-                "The cluster is electing a primary; `patronictl list` shows its members."
+                "There is no primary now; `pointsman members` shows what is known of each member."
             }
             Self::Pending { .. } | Self::SwitchoverAnnounced { .. } => {
                 "A change of primary is under way; try again in some seconds."
             }
             Self::LeaderUnknown { .. } => {
-                "Look at the leader's member key in the store: it has no usable conn_url."
+                "The leader is named without a usable address: with Patroni, look at its conn_url."
             }
             Self::Stale { .. } => {
-                "The store and the leader's Patroni are unreachable from this load balancer; \
+                "Neither the source nor the leader itself answers this load balancer; \
                  stale_primary = \"route\" would go on regardless."
             }
             Self::StandbyCluster => {
@@ -187,7 +187,7 @@ impl NoRoute {
 impl fmt::Display for NoRoute {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Discovering => write!(f, "the cluster's store has not been read yet"),
+            Self::Discovering => write!(f, "nothing has been learned of the cluster yet"),
             Self::NoLeaderYet => write!(f, "the cluster has no leader yet"),
             Self::LeaderKeyGone { last: Some(last) } => {
                 write!(f, "there is no leader; the last one was {last}")

@@ -434,7 +434,7 @@ impl Topology {
         if self.owner.as_ref().is_some_and(|owner| owner.member == answer.member) {
             self.owner_answered(answer, now);
         } else if claims && !claimed && !self.store.lost() {
-            let text = "it says that it is a running primary, but the leader key does not name it".to_owned();
+            let text = "it says that it is a running primary, but it is not the leader".to_owned();
             self.note(Loudness::Warn, Some(answer.member.clone()), What::Contradiction { text });
         }
     }
@@ -502,7 +502,7 @@ impl Topology {
         }
     }
 
-    /// Says who joined or left the candidates for reads.
+    /// Says who joined or left the candidates for reads. Of a leader nothing is said: that it is one was told already.
     fn note_replicas(&mut self, now: Moment) {
         let changed: Vec<(MemberName, Option<String>)> = self
             .members
@@ -512,14 +512,15 @@ impl Topology {
             .map(|(name, _, excluded)| (name.clone(), excluded))
             .collect();
         for (name, excluded) in changed {
-            let what = match excluded.clone() {
-                None => What::ReplicaIn,
-                Some(why) => What::ReplicaOut { why },
-            };
             if let Some(member) = self.members.get_mut(&name) {
-                member.excluded = excluded;
+                member.excluded.clone_from(&excluded);
             }
-            self.note(Loudness::Info, Some(name), what);
+            let leads = self.is_leader(&name);
+            match excluded {
+                None => self.note(Loudness::Info, Some(name), What::ReplicaIn),
+                Some(why) if !leads => self.note(Loudness::Info, Some(name), What::ReplicaOut { why }),
+                Some(_) => {}
+            }
         }
     }
 

@@ -1,7 +1,7 @@
 //! The corpus of the fuzz targets on a stable toolchain: what it must be read as, and random mutations of it.
 //!
 //! Files named `pg15-*` and `libpq15-*` were recorded from a real server and client.
-#![expect(clippy::unwrap_used, reason = "helpers of tests: a missing file must fail them")]
+#![expect(clippy::unwrap_used, reason = "these are for tests: a missing file must fail them")]
 
 use std::fs;
 use std::path::PathBuf;

@@ -160,11 +160,11 @@ fn reach(status: &ClusterStatus, why: &mut Vec<String>, remarks: &mut Vec<String
     let store_alive = status.store.state == "alive" && (status.members.is_empty() || !fixed);
     let error = status.store.error.as_deref().unwrap_or("it has not been reached yet");
     if !store_alive && lost.len() == status.members.len() {
-        why.push(format!("neither the store nor any member of the cluster {name} is within reach: {error}"));
+        why.push(format!("neither the source nor any member of the cluster {name} is within reach: {error}"));
         return;
     }
     if !store_alive {
-        remarks.push(format!("the store of the cluster {name} does not answer: {error}"));
+        remarks.push(format!("the source of the cluster {name} does not answer: {error}"));
     }
     if !lost.is_empty() {
         remarks.push(format!("members of the cluster {name} out of reach: {}", lost.join(", ")));

@@ -98,15 +98,14 @@ fn one_cluster(out: &mut String, cluster: &Value) {
     let used = members.iter().filter(|member| !list(member, "/serves").is_empty()).count();
     let _ = writeln!(out, "  members  {} known, {used} in use", members.len());
     if !text(status, "/store/error").is_empty() {
-        let what = if source == "static" { "source" } else { "store " };
-        let _ = writeln!(out, "  {what}   {}", clean(text(status, "/store/error")));
+        let _ = writeln!(out, "  source   {}", clean(text(status, "/store/error")));
     }
     for alarm in list(status, "/alarms").iter().filter_map(Value::as_str) {
         let _ = writeln!(out, "  ALARM    {}", clean(alarm));
     }
     for complaint in list(status, "/complaints") {
         let (key, problem) = (clean(text(complaint, "/key")), clean(text(complaint, "/problem")));
-        let _ = writeln!(out, "  store    {key} was not understood: {problem}");
+        let _ = writeln!(out, "  source   {key} was not understood: {problem}");
     }
 }
 
@@ -118,8 +117,11 @@ fn primary(status: &Value) -> String {
     if !members.is_empty() && members.iter().all(|member| text(member, "/role") == "writable") {
         return "none: every member takes writes".to_owned();
     }
-    if name.is_empty() {
-        return format!("none for {since}");
+    match text(status, "/primary/why_not/reason") {
+        "standby-cluster" => return "none: this is a standby cluster".to_owned(),
+        "discovering" => return "none: nothing has been learned of the cluster yet".to_owned(),
+        _ if name.is_empty() => return format!("none for {since}"),
+        _ => {}
     }
     let member = members.iter().find(|member| text(member, "/name") == name);
     let place = member.map(|member| names(member, "/addresses")).filter(|place| !place.is_empty());
@@ -205,7 +207,7 @@ fn member(member: &Value) -> Vec<String> {
         })
         .collect();
     let remark = if !yes("/present") {
-        "its key is gone from the store"
+        "it is no longer listed"
     } else if yes("/leader") {
         ""
     } else {

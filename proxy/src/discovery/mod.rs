@@ -64,8 +64,10 @@ fn bequeath<T: Clone>(kept: &Mutex<Option<T>>, value: &T) {
     *kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(value.clone());
 }
 
-/// No endpoint is connected.
+/// No endpoint answers.
 const NOWHERE: usize = usize::MAX;
+/// Somebody answers whom the file does not list.
+const UNLISTED: usize = usize::MAX - 1;
 
 /// What a source does, for metrics and the dashboard. Every number only grows, the endpoint excepted.
 #[derive(Debug)]
@@ -111,9 +113,14 @@ impl SourceStats {
         self.kind
     }
 
-    /// The endpoint that is being watched, while one is.
+    /// The endpoint that answers, while one of those in the file does.
     pub fn connected(&self) -> Option<&str> {
         self.endpoints.get(self.connected.load(Ordering::Relaxed)).map(AsRef::as_ref)
+    }
+
+    /// Whether anybody answers now; none for a source that has no endpoints.
+    pub fn answers(&self) -> Option<bool> {
+        (!self.endpoints.is_empty()).then(|| self.connected.load(Ordering::Relaxed) != NOWHERE)
     }
 
     /// Connections tried after the first.

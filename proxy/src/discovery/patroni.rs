@@ -102,6 +102,7 @@ impl Source<'_> {
         self.send_due(now);
         if self.pace.is_lost(now) {
             let summary = self.summary();
+            self.outlet.stats.connected.store(super::NOWHERE, Ordering::Relaxed);
             self.outlet.lost(summary).await;
         }
         let wake = self.wake();
@@ -206,7 +207,7 @@ impl Source<'_> {
             Verdict::Counts { news } => {
                 self.pace.heard(now, news);
                 let index = self.listed.iter().position(|api| *api == asked.whom);
-                self.outlet.stats.connected.store(index.unwrap_or(super::NOWHERE), Ordering::Relaxed);
+                self.outlet.stats.connected.store(index.unwrap_or(super::UNLISTED), Ordering::Relaxed);
                 self.tell(now, true).await;
                 self.know_peers();
             }

@@ -11,12 +11,13 @@ const fn family(name: &'static str, help: &'static str) -> Family {
     Family { name, help }
 }
 
-const ROLES: [MemberRole; 7] = [
+const ROLES: [MemberRole; 8] = [
     MemberRole::Primary,
     MemberRole::Replica,
     MemberRole::StandbyLeader,
     MemberRole::Promoted,
     MemberRole::Demoted,
+    MemberRole::Writable,
     MemberRole::Uninitialized,
     MemberRole::Unknown,
 ];
@@ -53,7 +54,7 @@ fn write_store(scrape: &Scrape, cluster: &ClusterHandle) {
     let now = store.map_or("never", |store| store.state);
     scrape.one_of(state, labels, "state", &["never", "alive", "lost"], Some(now));
     if let Some(age) = store.and_then(|store| store.age_ms) {
-        let silent = family("pointsman_store_age_seconds", "Time since the store's last sign of life.");
+        let silent = family("pointsman_store_age_seconds", "Time since the source's last sign of life.");
         scrape.gauge(silent, labels, seconds(age));
     }
     let revision = family("pointsman_store_revision", "Revision of the last snapshot.");
@@ -72,9 +73,13 @@ fn write_store(scrape: &Scrape, cluster: &ClusterHandle) {
         "Requests to the discovery source: reads, watches and questions for their progress, looks at members.",
     );
     scrape.counter(requests, labels, source.as_ref().map_or(0, |source| source.requests()));
-    let connected =
-        family("pointsman_store_connected", "Whether an endpoint of the store is being watched now.");
-    scrape.flag(connected, labels, source.is_some_and(|source| source.connected().is_some()));
+    if let Some(answers) = source.as_ref().and_then(|source| source.answers()) {
+        let connected = family(
+            "pointsman_store_connected",
+            "Whether an endpoint of the store, or a member's Patroni, answers the source now.",
+        );
+        scrape.flag(connected, labels, answers);
+    }
 }
 
 fn write_questions(scrape: &Scrape, cluster: &ClusterHandle) {
@@ -95,7 +100,8 @@ fn write_cluster(scrape: &Scrape, status: &ClusterStatus) {
     scrape.gauge(generation, labels, status.generation as f64);
     let primary = family(
         "pointsman_primary_state",
-        "The primary as routed to: 1 for the state that holds now (held: confirmed, but new sessions wait).",
+        "The primary as routed to: 1 for the state that holds now (held: confirmed, but new sessions wait; none: also \
+         where every member takes writes).",
     );
     let words = ["confirmed", "pending", "held", "none"];
     scrape.one_of(primary, labels, "state", &words, Some(status.primary.state));
@@ -115,9 +121,10 @@ fn write_member(scrape: &Scrape, status: &ClusterStatus, member: &MemberStatus) 
     let labels: Labels<'_> = &[("cluster", status.cluster.as_str()), ("member", member.name.as_str())];
     let up = family("pointsman_member_up", "Whether its PostgreSQL answers connections.");
     scrape.flag(up, labels, member.health == "up");
-    let leader = family("pointsman_member_leader", "Whether the leader key names it.");
+    let leader = family("pointsman_member_leader", "Whether it is named as leader.");
     scrape.flag(leader, labels, member.leader);
-    let role = family("pointsman_member_role", "The role of its key: 1 for the one that holds now.");
+    let role =
+        family("pointsman_member_role", "Its role, as the source tells it: 1 for the one that holds now.");
     scrape.one_of(role, labels, "role", &ROLES.map(MemberRole::as_str), Some(member.role.as_str()));
     let serves = family("pointsman_member_listeners", "Listeners that send new sessions to it.");
     scrape.gauge(serves, labels, member.serves.len() as f64);

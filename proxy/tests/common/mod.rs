@@ -284,7 +284,7 @@ pub fn trouble(members: usize) -> ClusterStatus {
         route.candidates.clear();
         route.why_not = Some(NoRoute::LeaderKeyGone { last: Some(old.clone()) });
     }
-    status.alarms = vec!["the store has been silent for 34 s; the last routes stay".to_owned()];
+    status.alarms = vec!["the source has been silent for 34 s; the last routes stay".to_owned()];
     status.complaints = vec![Complaint {
         key: "members/<script>alert(1)</script>".to_owned(),
         problem: "conn_url has no port".to_owned(),

@@ -114,8 +114,8 @@ impl What {
     /// The sentence with `who` as the member that it is about.
     fn write(&self, f: &mut fmt::Formatter<'_>, who: &str) -> fmt::Result {
         match self {
-            Self::LeaderNamed => write!(f, "{who} holds the leader key now"),
-            Self::LeaderKeyGone => write!(f, "the leader key of {who} is gone"),
+            Self::LeaderNamed => write!(f, "{who} is the leader now"),
+            Self::LeaderKeyGone => write!(f, "{who} is no longer the leader, and nobody else is"),
             Self::PrimaryConfirmed { by, after_ms } => {
                 let by = confirmed_by(by);
                 write!(f, "{who} is confirmed as primary (by {by}, after {})", Span(*after_ms))
@@ -134,15 +134,15 @@ impl What {
                 write!(f, "the announced switchover did not happen, {who} serves again: {why}")
             }
             Self::Revoked { reason } => write!(f, "sessions on {who} were cut because {reason}"),
-            Self::ReplicaIn => write!(f, "{who} takes new read sessions"),
-            Self::ReplicaOut { why } => write!(f, "{who} takes no new read sessions: {why}"),
+            Self::ReplicaIn => write!(f, "{who} takes new sessions"),
+            Self::ReplicaOut { why } => write!(f, "{who} takes no new sessions: {why}"),
             Self::NoRoute { listener, why } => write!(f, "the listener {listener} has no candidate: {why}"),
             Self::StoreLost { error } => {
-                write!(f, "the store does not answer, the last routes stay: {error}")
+                write!(f, "the source does not answer, the last routes stay: {error}")
             }
-            Self::StoreBack { after_ms } => write!(f, "the store answers again after {}", Span(*after_ms)),
+            Self::StoreBack { after_ms } => write!(f, "the source answers again after {}", Span(*after_ms)),
             Self::FollowedMembers { timeline } => {
-                write!(f, "the store is silent, and {who} leads by its own word (timeline {timeline})")
+                write!(f, "the source is silent, and {who} leads by its own word (timeline {timeline})")
             }
             Self::Contradiction { text } => write!(f, "sources contradict each other: {text}"),
             Self::Nonsense { key, problem } if key.is_empty() => f.write_str(problem),

@@ -141,7 +141,7 @@ impl Topology {
         if let Some((since, error)) = &self.store.lost {
             let seconds = now.since(*since).as_secs();
             let routes = if self.view.is_some() && !self.remembered { "; the last routes stay" } else { "" };
-            alarms.push(format!("the store has been silent for {seconds} s ({error}){routes}"));
+            alarms.push(format!("the source has been silent for {seconds} s ({error}){routes}"));
         }
         if self.is_stale(now)
             && let Some(owner) = &self.owner
@@ -169,7 +169,7 @@ impl Topology {
             && self.leads_without_key(owner, now)
         {
             let paused = self.view.as_ref().is_some_and(|view| view.settings.paused);
-            let why = if paused { "the cluster is paused" } else { "the store has come back" };
+            let why = if paused { "the cluster is paused" } else { "the source has come back" };
             alarms.push(format!("{why} without a leader key; {} still takes writes", owner.member));
         }
         alarms

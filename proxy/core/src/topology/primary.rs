@@ -273,7 +273,7 @@ impl Topology {
             Some(owner) if owner.member == key.member && owner.key_revision == key.revision => {}
             Some(owner) if owner.member == key.member => {
                 owner.key_revision = key.revision;
-                self.doubt(now, "it took the leader key anew", false);
+                self.doubt(now, "it was named leader anew", false);
             }
             // A name that nobody bears takes no good route away, but the leader has to speak for itself.
             Some(_) if !known => {
@@ -375,7 +375,7 @@ impl Topology {
             owner.eager_since = now; // good news or bad, its own word is wanted
         }
         if changed && !rises {
-            self.doubt(now, "its member key no longer says running primary", false);
+            self.doubt(now, "it is no longer shown as a running primary", false);
         } else if before.position.is_some() && after.position.is_none() {
             self.doubt(now, "its member key has no position any more", false);
         } else if before.addresses != after.addresses || before.api != after.api {

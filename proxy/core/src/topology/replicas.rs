@@ -38,12 +38,12 @@ pub(super) enum Unfit {
 impl fmt::Display for Unfit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Gone => write!(f, "its key is gone from the store"),
+            Self::Gone => write!(f, "it is no longer listed"),
             Self::Leader => write!(f, "it is the leader"),
             Self::Operator(AdminMode::Drain) => write!(f, "an operator drains it"),
             Self::Operator(AdminMode::Maint | AdminMode::Ready) => write!(f, "an operator took it out"),
             Self::State(state) => write!(f, "its state is {state}"),
-            Self::Role(role) => write!(f, "its member key says {role}"),
+            Self::Role(role) => write!(f, "its role is {role}"),
             Self::Tagged => write!(f, "it is tagged noloadbalance"),
             Self::Down => write!(f, "its server does not answer connections"),
             Self::NotStreaming => write!(f, "it is not streaming"),

@@ -48,7 +48,7 @@ async fn at_the_end_of_the_hold_a_client_is_told_why_in_words_that_arrive() {
         assert!(error[&'M'].contains("cluster \"main\""), "{error:?}");
         assert!(error[&'M'].contains("there is no leader; the last one was n1"), "{error:?}");
         assert!(error[&'D'].contains("0.2 s") || error[&'D'].contains("0.3 s"), "{error:?}");
-        assert!(error[&'H'].contains("patronictl list"), "{error:?}");
+        assert!(error[&'H'].contains("pointsman members"), "{error:?}");
         assert!(requests.is_empty() == (asked.elapsed() >= Duration::from_millis(250)));
     }
     lab.at_rest().await;

@@ -7,8 +7,8 @@ use crate::route::{NoRoute, RevokeReason};
 fn examples() -> Vec<(What, &'static str)> {
     let primary = ListenerName::new("primary").unwrap();
     vec![
-        (What::LeaderNamed, "pg2 holds the leader key now"),
-        (What::LeaderKeyGone, "the leader key of pg2 is gone"),
+        (What::LeaderNamed, "pg2 is the leader now"),
+        (What::LeaderKeyGone, "pg2 is no longer the leader, and nobody else is"),
         (
             What::PrimaryConfirmed { by: "rest", after_ms: 163 },
             "pg2 is confirmed as primary (by Patroni's REST, after 163 ms)",
@@ -38,10 +38,10 @@ fn examples() -> Vec<(What, &'static str)> {
             What::Revoked { reason: RevokeReason::LeaderChanged },
             "sessions on pg2 were cut because another member leads now",
         ),
-        (What::ReplicaIn, "pg2 takes new read sessions"),
+        (What::ReplicaIn, "pg2 takes new sessions"),
         (
             What::ReplicaOut { why: "it is 20 MiB behind".to_owned() },
-            "pg2 takes no new read sessions: it is 20 MiB behind",
+            "pg2 takes no new sessions: it is 20 MiB behind",
         ),
         (
             What::NoRoute { listener: primary, why: NoRoute::LeaderKeyGone { last: Some("pg1".into()) } },
@@ -49,12 +49,12 @@ fn examples() -> Vec<(What, &'static str)> {
         ),
         (
             What::StoreLost { error: "no endpoint answers".to_owned() },
-            "the store does not answer, the last routes stay: no endpoint answers",
+            "the source does not answer, the last routes stay: no endpoint answers",
         ),
-        (What::StoreBack { after_ms: 200_000 }, "the store answers again after 3 min 20 s"),
+        (What::StoreBack { after_ms: 200_000 }, "the source answers again after 3 min 20 s"),
         (
             What::FollowedMembers { timeline: 7 },
-            "the store is silent, and pg2 leads by its own word (timeline 7)",
+            "the source is silent, and pg2 leads by its own word (timeline 7)",
         ),
         (
             What::Contradiction { text: "two members say primary".to_owned() },
@@ -90,7 +90,7 @@ fn every_note_is_a_sentence_that_names_the_member() {
 
 #[test]
 fn without_a_name_it_is_still_a_sentence() {
-    assert_eq!(What::ReplicaIn.to_string(), "the member takes new read sessions");
+    assert_eq!(What::ReplicaIn.to_string(), "the member takes new sessions");
 }
 
 #[test]
@@ -105,6 +105,6 @@ fn long_waits_are_said_in_hours_and_days() {
     assert_eq!(Span(273_600_000).to_string(), "3 d 4 h");
     assert_eq!(
         What::StoreBack { after_ms: 7_260_000 }.to_string(),
-        "the store answers again after 2 h 1 min"
+        "the source answers again after 2 h 1 min"
     );
 }

@@ -1,7 +1,7 @@
 //! "Primary": the leader key is a hint, a leader is pending until it is confirmed, and can be doubted.
 
 use super::bench::{Bench, in_recovery, says, writable};
-use crate::event::{DialOutcome, Event};
+use crate::event::{DialOutcome, Event, What};
 use crate::route::RevokeReason;
 use crate::view::{ApiUrl, Lsn, MemberRole, Replication, Timeline};
 
@@ -26,6 +26,19 @@ fn an_answer_to_a_question_from_before_the_naming_proves_nothing() {
     let mut bench = Bench::steady();
     bench.leader("n2").answers("n2", 5, writable()).expect_no_primary("pending");
     bench.answers("n2", 0, writable()).expect_primary("n2");
+}
+
+/// A replica that goes is told of; of one that leads from now on it would be wrong that it takes no sessions.
+#[test]
+fn a_new_leader_is_not_said_to_take_no_sessions() {
+    let mut bench = Bench::steady();
+    let gone =
+        |bench: &Bench| bench.notes.iter().filter(|what| matches!(what, What::ReplicaOut { .. })).count();
+    let before = gone(&bench);
+    bench.leader("n2").answers("n2", 0, writable()).expect_primary("n2");
+    assert_eq!(gone(&bench), before, "{:?}", bench.notes);
+    bench.delete_member("n3");
+    assert_eq!(gone(&bench), before + 1, "{:?}", bench.notes);
 }
 
 #[test]
