@@ -450,7 +450,7 @@ fn it_starts_without_the_store_and_serves_as_soon_as_that_comes() -> Result<()> 
         balancer.write(&text)?;
         balancer.start(&cluster.site)?;
         let unready = balancer.wait_answer("/ready", 503).await?;
-        assert!(unready.body.contains("neither the store nor any member"), "{}", unready.body);
+        assert!(unready.body.contains("neither the source nor any member"), "{}", unready.body);
         assert_eq!(balancer.get("/live").await?.status, 200);
         let status = balancer.ask(&["status"]).await?;
         assert!(status.contains("refused"), "{status}");
