@@ -159,7 +159,7 @@ impl Topology {
         let contradictions =
             self.members.iter().filter_map(|(name, member)| Some((name, member.contradiction(now)?)));
         alarms.extend(contradictions.map(|(name, contradiction)| format!("{name}: {contradiction}")));
-        let denied = self.members.iter().filter(|(_, member)| member.denied && self.policy.sql);
+        let denied = self.members.iter().filter(|(_, member)| member.denies_us(now) && self.policy.sql);
         alarms
             .extend(denied.map(|(name, _)| format!("{name} does not let us in over SQL; the log says why")));
         let of_cluster = self.complaints.iter().filter(|complaint| complaint.key.is_empty());

@@ -238,7 +238,7 @@ pub(super) struct Member {
     /// With its last answer a witness has changed its mind about who takes writes.
     pub(super) turned: bool,
     /// Its server did not let us in when it was last asked.
-    pub(super) denied: bool,
+    denied_at: Option<Moment>,
     /// Whether its Patroni sees the store.
     seen: Option<Seen>,
     /// When it last followed the leader: streaming, on the leader's timeline.
@@ -263,7 +263,7 @@ impl Member {
             answer: None,
             words: Words::default(),
             turned: false,
-            denied: false,
+            denied_at: None,
             seen: None,
             followed_at: None,
             told_at: Moment::ZERO,
@@ -294,10 +294,15 @@ impl Member {
             self.turned = self.words.take(answer.by, (answer.asked_at, status.clone()));
         }
         if answer.by == Witness::Sql {
-            self.denied = answer.outcome == Err(AskError::Denied);
+            self.denied_at = (answer.outcome == Err(AskError::Denied)).then_some(answer.asked_at);
         }
         let Answer { by, asked_at, .. } = *answer;
         self.answer = Some(LastAnswer { asked_at, by, outcome: answer.outcome.clone() });
+    }
+
+    /// Its server does not let us in, as far as it is asked: in peace nobody asks a replica, whose roles may be behind.
+    pub(super) fn denies_us(&self, now: Moment) -> bool {
+        self.denied_at.is_some_and(|at| now.since(at) < FRESH)
     }
 
     /// From now on only what its Patroni sees anew counts.

@@ -126,7 +126,10 @@ async fn scripted(world: Arc<World>, mut random: Random) {
             continue;
         };
         let server = seen_by_server(&world.far, script, client).await;
-        let cut = world.changes() != before || session.as_ref().is_some_and(|session| session.is_killed());
+        // Who was killed before we had found it in the register is not in there any more.
+        let gone = || world.disturbances() != calm;
+        let cut =
+            world.changes() != before || session.as_ref().map_or_else(gone, |session| session.is_killed());
         judge(script, client, server, session.as_deref(), cut);
         world.far.lock().unwrap().remove(&script.id);
         world.ended(cut, client.heard + server.heard);

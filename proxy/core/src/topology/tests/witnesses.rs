@@ -111,3 +111,13 @@ fn what_a_source_heard_counts_and_leaves_our_own_question_out() {
     bench.tell(Event::Heard(heard)).expect_primary("n1").after(500);
     assert_eq!(bench.questions("n1", start), 0, "an answer is owed still");
 }
+
+/// A replica that was asked at the start, before it had the role, is left in peace later; so is whoever reads the alarms.
+#[test]
+fn who_is_not_asked_any_more_raises_no_alarm() {
+    let mut bench = agreed();
+    bench.sql("n2", Err(AskError::Denied)).no_leader().after(1_500);
+    assert!(alarms(&bench).contains("n2 does not let us in over SQL"));
+    bench.leader("n1").after(5_000);
+    assert_eq!(alarms(&bench), "");
+}
