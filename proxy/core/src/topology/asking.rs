@@ -54,7 +54,9 @@ impl Topology {
     /// Sends every question that is due.
     pub(super) fn send_questions(&mut self, now: Moment) {
         let due = |at: Option<Moment>| at.is_some_and(|at| at <= now);
-        let everybody = self.members.iter().flat_map(|pair| Witness::ALL.map(|witness| (pair, witness)));
+        let witnesses = self.witnesses();
+        let everybody =
+            self.members.iter().flat_map(|pair| witnesses.iter().map(move |witness| (pair, *witness)));
         let asks =
             everybody.filter(|((name, member), witness)| due(self.ask_at(name, member, *witness, now)));
         let asks: Vec<(MemberName, Witness)> =
@@ -89,16 +91,21 @@ impl Topology {
         self.effects.push(Effect::Probe { member: name, addresses, deadline: PROBE_DEADLINE });
     }
 
+    /// Who can be asked of a member at all.
+    fn witnesses(&self) -> &'static [Witness] {
+        if self.policy.sql { &Witness::ALL } else { &[Witness::Rest] }
+    }
+
     /// When the member is asked next. `None`: there is nobody to ask, or no need.
     fn ask_at(&self, name: &MemberName, member: &Member, witness: Witness, now: Moment) -> Option<Moment> {
-        if member.view.role == MemberRole::Writable {
-            return None; // there is no primary to be found
-        }
         let can = match witness {
             Witness::Rest => member.view.api.is_some(),
-            Witness::Sql => self.policy.sql,
+            Witness::Sql => true, // see `witnesses`
         };
-        Some(member.asking.of(witness).due(self.ask_interval(name, now).filter(|_| can)?))
+        // Where every member takes writes, there is no primary to be found.
+        let asked = can && member.view.role != MemberRole::Writable;
+        let interval = asked.then(|| self.ask_interval(name, now)).flatten()?;
+        Some(member.asking.of(witness).due(interval))
     }
 
     /// When the member's server is probed next.
@@ -108,10 +115,14 @@ impl Topology {
 
     /// When the next question is due.
     pub(super) fn question_timeout(&self, now: Moment) -> Option<Moment> {
-        let everybody = self.members.iter().flat_map(|pair| Witness::ALL.map(|witness| (pair, witness)));
-        let asks = everybody.filter_map(|((name, member), witness)| self.ask_at(name, member, witness, now));
-        let probes = self.members.iter().filter_map(|(name, member)| self.probe_at(name, member, now));
-        asks.chain(probes).min()
+        let witnesses = self.witnesses();
+        let mut next: Option<Moment> = None;
+        for (name, member) in &self.members {
+            let asks = witnesses.iter().filter_map(|witness| self.ask_at(name, member, *witness, now));
+            let first = asks.chain(self.probe_at(name, member, now)).min();
+            next = next.into_iter().chain(first).min();
+        }
+        next
     }
 
     /// A number for the jitter of one question (xorshift64*).
