@@ -225,7 +225,8 @@ function memberNote(m) {
   if (m.admin === 'maint') return 'taken out for maintenance by an operator';
   if (m.admin === 'drain') return 'drained by an operator: no new sessions';
   if (!m.present) return 'it is no longer listed';
-  const error = m.answer && m.answer.error;
+  // Whoever is not asked any more has said what it said long ago.
+  const error = m.answer && m.answer.age_ms < 15000 ? m.answer.error : null;
   const asked = error ? `${m.answer.by === 'sql' ? 'over SQL' : 'Patroni'}: ${error.replace('-', ' ')}, ${span(m.answer.age_ms)} ago` : null;
   return [m.leader ? null : m.excluded, asked].filter(Boolean).join('; ');
 }

@@ -15,7 +15,7 @@ use tokio::process::Command;
 
 use crate::cluster::{Cluster, SCOPE};
 use crate::http::{self, Answer};
-use crate::pointsman::program;
+use crate::pointsman::{at_home, program};
 use crate::process::{RunAs, Server};
 use crate::site::Site;
 use crate::wait;
@@ -88,7 +88,7 @@ impl Balancer {
 
     /// Writes the configuration file; `HOST` in it stands for the address.
     pub fn write(&self, configuration: &str) -> Result<()> {
-        Ok(std::fs::write(self.file(), configuration.replace("HOST", &self.address.to_string()))?)
+        Ok(std::fs::write(self.file(), at_home(&configuration.replace("HOST", &self.address.to_string())))?)
     }
 
     /// The configuration file.

@@ -58,7 +58,7 @@ impl Pointsman {
         if !directory.is_dir() {
             std::fs::create_dir(&directory)?;
         }
-        std::fs::write(directory.join("pointsman.toml"), configuration)?;
+        std::fs::write(directory.join("pointsman.toml"), at_home(configuration))?;
         let own = [program.display().to_string()].into_iter();
         let own: Vec<_> = own.chain(["run", "--config", "pointsman.toml"].map(str::to_owned)).collect();
         let command = [wrapper, &own].concat();
@@ -203,6 +203,14 @@ impl Pointsman {
         self.server.signal(Signal::TERM)?;
         self.server.ended(deadline).await
     }
+}
+
+/// A configuration whose process keeps what it remembers in its own directory, not in the host's.
+pub(crate) fn at_home(configuration: &str) -> String {
+    if configuration.contains("state_dir") || !configuration.contains("[clusters.") {
+        return configuration.to_owned();
+    }
+    format!("state_dir = \"state\"\n{configuration}")
 }
 
 /// The shortest useful configuration, for one cluster in etcd.

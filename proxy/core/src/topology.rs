@@ -350,7 +350,7 @@ impl Topology {
             member.health = member::Health::default();
         }
         if rejoined || moved {
-            let change = if moved { "moved" } else { "joined" };
+            let change = if moved && !rejoined { "moved" } else { "joined" };
             self.note(Loudness::Info, Some(name), What::Membership { change });
         }
         Some((before, view))
