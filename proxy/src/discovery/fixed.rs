@@ -194,6 +194,7 @@ async fn survey(
     };
     let mut questions: FuturesUnordered<_> = all().map(asked).map(Asked::ask).collect();
     let mut brisk_until = Instant::now() + BRISK_FOR;
+    let mut first = true;
     loop {
         let brisk = *uneasy.borrow_and_update() || Instant::now() < brisk_until;
         pace.send_if_modified(|said| std::mem::replace(said, brisk) != brisk);
@@ -214,6 +215,9 @@ async fn survey(
         if news != News::None {
             bequeath(&heritage.survey, &survey);
         }
+        // What was inherited is told anew with the first answer: weights may have changed.
+        let news = if first && status.is_some() { News::Roles } else { news };
+        first &= status.is_none();
         tell(&mut outlet, &survey, news, status.is_some()).await;
         let leads = survey.leader() == Some(&asked.member);
         if let Some(status) = status.filter(|_| leads) {

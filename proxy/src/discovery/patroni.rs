@@ -64,6 +64,7 @@ pub(super) async fn run(
         uneasy,
         polls: inherited(&heritage.polls).unwrap_or_default(),
         heritage,
+        told: false,
         pace: Pace::new(now),
         calls: FuturesUnordered::new(),
     };
@@ -89,6 +90,8 @@ struct Source<'a> {
     members: Peers<MemberName>,
     polls: Polls,
     heritage: &'a Heritage,
+    /// A whole view was told since the start.
+    told: bool,
     pace: Pace,
     calls: FuturesUnordered<BoxFuture<'static, Answer>>,
 }
@@ -259,9 +262,12 @@ impl Source<'_> {
                 bequeath(&self.heritage.polls, &self.polls);
                 self.outlet.view(view, now).await;
             }
+            // What was inherited is told anew with the first answer: weights may have changed.
+            None if alive && !self.told => self.outlet.view(self.polls.view().clone(), now).await,
             None if alive => self.outlet.alive(self.polls.revision()).await,
             None => {}
         }
+        self.told |= alive;
     }
 
     /// Who is there now is asked from now on.

@@ -120,6 +120,11 @@ impl Polls {
         Self::default()
     }
 
+    /// The last whole view.
+    pub fn view(&self) -> &ClusterView {
+        &self.view
+    }
+
     /// Takes in an answer to `GET /cluster`.
     pub fn take_cluster(&mut self, asked: &Asked, answer: ClusterAnswer) -> Verdict {
         if self.answer.is_some() && asked.asked_at < self.heard_at {
