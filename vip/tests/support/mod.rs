@@ -60,6 +60,14 @@ pub(crate) fn cable() {
     ip("link set v1 up");
 }
 
+/// Addresses of interfaces that are made from now on can be used at once.
+fn without_duplicate_detection() {
+    for scope in ["all", "default"] {
+        // Without IPv6 there is nothing to switch off.
+        let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{scope}/accept_dad"), "0");
+    }
+}
+
 /// Another host: a network namespace with a cable to ours, `v1` there and `v0` here.
 pub(crate) struct Host(Child);
 
@@ -67,6 +75,8 @@ impl Host {
     /// Connects one by a cable; both ends are up. `v0` is 02:00:00:00:00:01, `v1` is 02:00:00:00:00:02.
     pub(crate) fn connected() -> Self {
         let host = Self::start();
+        without_duplicate_detection();
+        host.within(without_duplicate_detection);
         ip("link add v0 address 02:00:00:00:00:01 type veth peer name v1 address 02:00:00:00:00:02");
         ip(&format!("link set v1 netns {}", host.0.id()));
         ip("link set v0 up");
