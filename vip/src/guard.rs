@@ -27,6 +27,7 @@ use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use pointsman_config::Config;
@@ -50,6 +51,9 @@ pub const BAD_CONFIGURATION: u8 = 78;
 const NOT_PERMITTED: u8 = 77;
 /// The exit code when the kernel does not give us what we need (`EX_OSERR`).
 const OS_ERROR: u8 = 71;
+
+/// How long the kernel may take for a change at the start, where nobody waits yet.
+const START: Duration = Duration::from_secs(2);
 
 /// Runs the guard until it is told to stop. To be called before there are other threads than that of the log, with the log
 /// set up.
@@ -150,6 +154,7 @@ impl Guard {
 
     /// Removes addresses that an earlier run has left on these interfaces, whatever their prefix.
     pub fn remove_left_over(&self, addresses: &[(String, IpNet)]) {
+        let netlink = self.netlink.waiting(START);
         let mut interfaces: Vec<&str> = addresses.iter().map(|(interface, _)| interface.as_str()).collect();
         interfaces.sort_unstable();
         interfaces.dedup();
@@ -157,11 +162,11 @@ impl Guard {
             let is_ours = |address: &IpNet| {
                 addresses.iter().any(|(of, ours)| of == interface && ours.addr() == address.addr())
             };
-            let result = self.netlink.link(interface).and_then(|link| {
+            let result = netlink.link(interface).and_then(|link| {
                 let Some(link) = link else { return Ok(Vec::new()) };
                 let found: Vec<IpNet> =
                     link.addresses.iter().map(|address| address.net).filter(is_ours).collect();
-                self.netlink
+                netlink
                     .remove_all(found.iter().map(|address| (link.index, *address)).collect())
                     .map(|()| found)
             });

@@ -157,13 +157,13 @@ impl Life {
     }
 
     fn note(&mut self, heard: &Heard) {
+        if let Some(line) = &heard.status {
+            self.guard.service.tell(News::Status(line.clone()));
+        }
         if heard.ready && (!self.was_ready || self.reloading) {
             self.was_ready = true;
             self.reloading = false;
             self.guard.service.tell(News::Ready);
-        }
-        if let Some(line) = &heard.status {
-            self.guard.service.tell(News::Status(line.clone()));
         }
         if let Some(error) = heard.senseless {
             tracing::error!("The worker says what makes no sense: {error}");
