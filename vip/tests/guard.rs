@@ -9,14 +9,15 @@ mod support;
 use std::io::{BufRead as _, BufReader};
 use std::net::IpAddr;
 use std::os::unix::net::UnixDatagram;
+use std::path::Path;
 use std::process::{Child, Command as Program, ExitCode, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use pointsman_config::VipName;
-use pointsman_vip::guard::{BAD_CONFIGURATION, Command, Cover, Farewell, Guard, GuardLink, WorkerProgram};
+use pointsman_config::{Config, VipName};
+use pointsman_vip::guard::{self, BAD_CONFIGURATION, Command, Cover, Farewell, GuardLink};
 use pointsman_vip::netlink::{Lifetime, Netlink, NetlinkEvent, NetlinkEvents, REFRESH};
 use pointsman_vip::privileges;
 use pointsman_vip::raw::{self, Family, VrrpSocket};
@@ -24,6 +25,29 @@ use pointsman_vrrp::advert::{Envelope, GROUP_V4};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use support::{Host, ip, patient_netlink, runtime};
 
+/// What the worker is to do: in its environment.
+const MODE: &str = "POINTSMAN_TEST_MODE";
+/// The configuration; of a host that owns an address, too.
+const CONFIG: &str = r#"
+    [[vips]]
+    name = "main"
+    interface = "v0"
+    router_id = 51
+    priority = 100
+    addresses = ["10.99.0.50/24"]
+    [[vips]]
+    name = "six"
+    interface = "v0"
+    router_id = 52
+    priority = 100
+    addresses = ["fd99::50/64"]
+    [[vips]]
+    name = "owned"
+    interface = "v0"
+    router_id = 53
+    priority = 255
+    addresses = ["10.99.0.60/24"]
+"#;
 const ADDRESSES: [&str; 2] = ["10.99.0.50/24", "fd99::50/64"];
 /// An advert of version 3 with priority 0; here only its bytes matter.
 const FAREWELL: &[u8] = &[0x31, 51, 0, 1, 0, 10, 0, 0, 10, 99, 0, 50];
@@ -47,14 +71,22 @@ const TESTS: &[(&str, fn())] = &[
     ("orders_are_passed_on_and_systemd_is_told", orders_are_passed_on_and_systemd_is_told),
     ("what_an_earlier_run_left_is_removed", what_an_earlier_run_left_is_removed),
     ("a_hook_may_do_nothing", a_hook_may_do_nothing),
+    ("it_runs_as_an_ordinary_user", it_runs_as_an_ordinary_user),
+    ("without_its_privileges_it_says_so", without_its_privileges_it_says_so),
+    (
+        "it_is_scheduled_first_and_stays_in_memory_where_it_may",
+        it_is_scheduled_first_and_stays_in_memory_where_it_may,
+    ),
 ];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words.as_slice() {
-        ["guard", mode] => ExitCode::from(guard(mode)),
-        ["worker", mode, "--link", link] => ExitCode::from(worker(mode, link.parse().unwrap())),
+        ["guard", file] => guard(file),
+        ["worker", "--config", _, "--link", link] => {
+            ExitCode::from(worker(&std::env::var(MODE).unwrap(), link.parse().unwrap()))
+        }
         ["--exact", name, "--nocapture", "--include-ignored"] => run_inside(name),
         _ => run_all(&words),
     }
@@ -94,15 +126,10 @@ fn run_all(arguments: &[&str]) -> ExitCode {
 }
 
 /// The guard, as `pointsman-vip run` would be.
-fn guard(mode: &str) -> u8 {
+fn guard(file: &str) -> ExitCode {
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).without_time().init();
-    privileges::keep_for_guard().unwrap();
-    let program =
-        WorkerProgram { program: "/proc/self/exe".into(), arguments: vec!["worker".into(), mode.into()] };
-    let guard = Guard::prepare(program).unwrap();
-    let ours = |address: &str| ("v0".to_owned(), address.parse().unwrap());
-    guard.remove_left_over(&ADDRESSES.map(ours));
-    guard.run()
+    let config = Config::load(Path::new(file)).unwrap();
+    guard::run(&config, Path::new(file))
 }
 
 /// A worker that holds the addresses. What it does it says on standard output.
@@ -175,6 +202,7 @@ struct Scene {
     /// Addresses that were removed here, farewells that were heard there.
     events: Receiver<(Instant, Seen)>,
     _neighbour: Host,
+    _directory: tempfile::TempDir,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -195,13 +223,20 @@ impl Scene {
     fn start(mode: &str, adapt: impl FnOnce(&mut Program)) -> Self {
         let neighbour = Host::connected();
         ip("address add 10.99.0.11/24 dev v0");
-        Self::start_with(neighbour, mode, adapt)
+        Self::start_with(neighbour, mode, &[], adapt)
     }
 
-    fn start_with(neighbour: Host, mode: &str, adapt: impl FnOnce(&mut Program)) -> Self {
+    /// `under`: a program that starts the guard, with its arguments.
+    fn start_with(neighbour: Host, mode: &str, under: &[&str], adapt: impl FnOnce(&mut Program)) -> Self {
         let events = watch(&neighbour);
-        let mut program = Program::new("/proc/self/exe");
-        program.args(["guard", mode]).stdout(Stdio::piped());
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("pointsman.toml");
+        std::fs::write(&file, CONFIG).unwrap();
+        let mut program = Program::new(under.first().copied().unwrap_or("/proc/self/exe"));
+        if let Some(arguments) = under.get(1..) {
+            program.args(arguments).arg(std::env::current_exe().unwrap());
+        }
+        program.arg("guard").arg(&file).env(MODE, mode).stdout(Stdio::piped());
         adapt(&mut program);
         let mut guard = program.spawn().unwrap();
         let lines = BufReader::new(guard.stdout.take().unwrap()).lines();
@@ -213,7 +248,7 @@ impl Scene {
                 }
             }
         });
-        Self { guard, said, events, _neighbour: neighbour }
+        Self { guard, said, events, _neighbour: neighbour, _directory: directory }
     }
 
     /// Waits for the worker to say something that begins so; when, and the rest of it.
@@ -475,7 +510,8 @@ fn what_an_earlier_run_left_is_removed() {
     // With another prefix, and a life of its own.
     ip("address add 10.99.0.50/32 dev v0");
     ip("address add fd99::50/64 dev v0 nodad");
-    let scene = Scene::start_with(neighbour, "fail", |_| {});
+    ip("address add 10.99.0.60/24 dev v0");
+    let scene = Scene::start_with(neighbour, "fail", &[], |_| {});
     scene.hears("start ");
     let link = patient_netlink().link("v0").unwrap().unwrap();
     let left: Vec<String> = link
@@ -484,7 +520,7 @@ fn what_an_earlier_run_left_is_removed() {
         .map(|address| address.net.to_string())
         .filter(|address| !address.starts_with("fe80"))
         .collect();
-    assert_eq!(left, ["10.99.0.11/24"]);
+    assert_eq!(left, ["10.99.0.11/24", "10.99.0.60/24"], "what is ours alone, and what it owns");
 }
 
 fn a_hook_may_do_nothing() {
@@ -493,4 +529,61 @@ fn a_hook_may_do_nothing() {
         assert_eq!(scene.hears(set).1, "0000000000000000", "{set}");
     }
     scene.worker();
+}
+
+/// As under systemd with `User=` and `AmbientCapabilities=`: being root means nothing, what is ambient is all there is.
+fn it_runs_as_an_ordinary_user() {
+    let neighbour = Host::connected();
+    ip("address add 10.99.0.11/24 dev v0");
+    let needed = "-all,+net_admin,+net_raw";
+    let under = ["setpriv", "--securebits", "+noroot,+noroot_locked", "--inh-caps", needed];
+    let under: Vec<&str> =
+        under.into_iter().chain(["--ambient-caps", needed, "--bounding-set", needed]).collect();
+    let scene = Scene::start_with(neighbour, "hook", &under, |_| {});
+    for set in ["CapInh:", "CapPrm:", "CapEff:"] {
+        assert_eq!(scene.hears(set).1, "0000000000000000", "{set}");
+    }
+    let (_, bounding) = scene.hears("CapBnd:");
+    assert_eq!(bounding, "0000000000003000", "nobody may take from it, and it gives nothing");
+    assert_eq!(scene.hears("CapAmb:").1, "0000000000000000");
+    let worker = scene.worker();
+    kill_process(worker, Signal::KILL).unwrap();
+    scene.clean(true);
+}
+
+fn without_its_privileges_it_says_so() {
+    let under = ["setpriv", "--securebits", "+noroot,+noroot_locked", "--inh-caps", "-all"];
+    let mut scene = Scene::start_with(Host::connected(), "hold", &under, |program| {
+        program.stderr(Stdio::piped());
+    });
+    let output = std::io::read_to_string(scene.guard.stderr.take().unwrap()).unwrap();
+    assert!(output.contains("needs CAP_NET_ADMIN and CAP_NET_RAW"), "{output}");
+    assert_eq!(scene.guard.wait().unwrap().code(), Some(77));
+}
+
+fn it_is_scheduled_first_and_stays_in_memory_where_it_may() {
+    match privileges::take_realtime() {
+        Ok(()) => {
+            // As the kernel tells it (proc(5)): the 41st field, the 39th behind the name; 1 is SCHED_FIFO.
+            let policy = || {
+                let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
+                let (_, fields) = stat.rsplit_once(')').unwrap();
+                fields.split_whitespace().nth(38).unwrap().to_owned()
+            };
+            assert_eq!(policy(), "1");
+            assert_eq!(thread::spawn(policy).join().unwrap(), "0", "it is not handed on");
+        }
+        Err(error) => assert!(error.to_string().contains("LimitRTPRIO="), "{error}"),
+    }
+    match privileges::lock_memory() {
+        Ok(()) => {
+            let status = std::fs::read_to_string("/proc/self/status").unwrap();
+            let locked = status.lines().find_map(|line| line.strip_prefix("VmLck:")).unwrap();
+            assert_ne!(locked.split_whitespace().next(), Some("0"), "{locked}");
+            privileges::keep_for_worker().unwrap();
+            let much = vec![1_u8; 64 << 20];
+            assert_eq!(much.last(), Some(&1), "there is still no limit");
+        }
+        Err(error) => assert!(error.to_string().contains("LimitMEMLOCK=infinity"), "{error}"),
+    }
 }

@@ -90,9 +90,7 @@ impl GuardLink {
             fcntl_setfd(&socket, FdFlags::CLOEXEC)?;
             // A guard that died before this is seen by the end of the link.
             set_parent_process_death_signal(Some(Signal::TERM))?;
-            let link = Self::over(socket)?;
-            super::signals().unblock()?;
-            Ok(link)
+            Self::over(socket)
         };
         take().map_err(|source| LinkError::Descriptor { descriptor, source })
     }
