@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use std::num::NonZeroU8;
 use std::time::Duration;
 
-use pointsman_config::{IpNet, NodeName, Track, TrackProxy, Vip, VipName, VrrpProtocol};
+use pointsman_config::{IpNet, NodeName, TrackProxy, Vip, VipName, VrrpProtocol};
 
 use crate::advert::{Advert, Reject};
 use crate::event::{Action, Link, LinkFault, Proxy, State};
@@ -20,13 +20,13 @@ use crate::frame::Mac;
 use crate::group::Group;
 use crate::note::{Note, Reason, Repair, Transition};
 use crate::report::{Report, RouterReport};
+use crate::status::{Counters, Holder, RouterStatus, Said, millis};
 use crate::time::Moment;
 
 mod active;
 mod alarms;
 mod announcements;
 mod backup;
-mod counters;
 mod rivals;
 #[cfg(test)]
 mod tests;
@@ -34,7 +34,6 @@ mod tests;
 use active::{Active, Farewell};
 use alarms::Alarms;
 use backup::Backup;
-pub use counters::Counters;
 use rivals::Rivals;
 
 /// The priority of a router that owns its addresses: it is never changed (RFC 9568, section 5.2.4).
@@ -72,7 +71,6 @@ pub struct Settings {
 impl Settings {
     /// What the configuration says.
     pub fn of(vip: &Vip) -> Self {
-        let Track { proxy, .. } = vip.track;
         Self {
             name: vip.name.clone(),
             interface: vip.interface.clone(),
@@ -83,9 +81,18 @@ impl Settings {
             version_2: matches!(vip.protocol, VrrpProtocol::V2 { .. }),
             preempt: vip.preempt,
             preempt_delay: vip.preempt_delay,
-            track: proxy,
+            track: vip.track.proxy,
             unicast: vip.unicast.iter().copied().collect(),
         }
+    }
+
+    /// Whether these settings are of the same virtual router on the wire, so that it can take them over in place.
+    pub fn is_same_router(&self, other: &Self) -> bool {
+        let key = |of: &Self| {
+            let ipv6 = of.addresses.first().is_some_and(|net| net.addr().is_ipv6());
+            (of.name.clone(), of.interface.clone(), of.router_id, of.version_2, ipv6, of.priority == OWNER)
+        };
+        key(self) == key(other)
     }
 
     /// The addresses alone.
@@ -158,7 +165,7 @@ impl Router {
             well_since: Moment::ZERO,
             rivals: Rivals::default(),
             alarms: Alarms::default(),
-            counters: Counters::default(),
+            counters: Counters::new(Reject::LABELS),
         }
     }
 
@@ -178,7 +185,8 @@ impl Router {
 
     /// Able to serve, and not asked to leave it to others.
     pub fn is_fit(&self) -> bool {
-        let released = matches!(self.proxy, Proxy::Unwell { .. }) && self.settings.track == TrackProxy::Release;
+        let released =
+            matches!(self.proxy, Proxy::Unwell { .. }) && self.settings.track == TrackProxy::Release;
         !self.yielded && !self.stopping && !released
     }
 
@@ -245,7 +253,7 @@ impl Router {
         if self.state() == State::Initialize || self.source == Some(from) {
             return;
         }
-        self.counters.received += 1;
+        self.counters.adverts.received += 1;
         if !self.belongs(world.now, from, advert, out) {
             return;
         }
@@ -269,16 +277,13 @@ impl Router {
             return true;
         }
         let stranger = ours.is_disjoint(&theirs);
-        if stranger {
-            self.counters.strangers += 1;
-        }
         self.alarms.other_addresses(now, &self.settings.name, from, &ours, &theirs, out);
         !stranger
     }
 
     /// A packet for us was refused.
     pub(crate) fn rejected(&mut self, now: Moment, from: IpAddr, reject: &Reject, out: &mut Vec<Action>) {
-        self.counters.reject(reject);
+        self.counters.rejected(reject.label());
         if self.state() != State::Initialize {
             self.alarms.refused(now, &self.settings.name, from, reject, out);
         }
@@ -357,7 +362,9 @@ impl Router {
 
     /// After anything has happened, and when time has passed: whether it is time to take, to give, or to speak.
     pub(crate) fn consider(&mut self, world: World<'_>, out: &mut Vec<Action>) {
-        self.rivals.look(world, &self.settings.name);
+        if self.rivals.look(world, &self.settings.name) {
+            self.repair(world.now, Repair::Report, out); // it may have spoken last
+        }
         self.alarms.expire(world.now, &self.settings.name, out);
         match self.mode {
             Mode::Initialize => {}
@@ -398,8 +405,13 @@ impl Router {
         out.push(Action::Announce { router: router() });
         out.push(Action::Advertise { router: router(), priority: self.priority() });
         self.counters.announcements += 1;
-        self.counters.sent += 1;
-        self.change_mode(now, Mode::Active(Active::new(now, self.settings.interval)), reason, out);
+        self.counters.adverts.sent += 1;
+        self.change_mode(
+            now,
+            Mode::Active(Active::new(now, self.settings.interval, !self.is_fit())),
+            reason,
+            out,
+        );
     }
 
     fn become_backup(&mut self, now: Moment, reason: Reason, out: &mut Vec<Action>) {
@@ -414,7 +426,7 @@ impl Router {
         out.push(Action::Release { router: router.clone() });
         if say {
             out.push(Action::Advertise { router, priority: self.priority() });
-            self.counters.sent += 1;
+            self.counters.adverts.sent += 1;
         }
         self.become_backup(now, reason, out);
     }
@@ -438,7 +450,7 @@ impl Router {
         let router = self.settings.name.clone();
         out.push(Action::Release { router: router.clone() });
         out.push(Action::Advertise { router, priority: 0 });
-        self.counters.sent += 1;
+        self.counters.adverts.sent += 1;
     }
 
     fn change_mode(&mut self, now: Moment, mode: Mode, reason: Reason, out: &mut Vec<Action>) {
@@ -454,6 +466,55 @@ impl Router {
             priority: self.priority(),
         };
         out.push(Action::Note(Note::Transition(transition)));
+    }
+
+    // ---- What is shown -----------------------------------------------------------------------------------------------
+
+    /// For people and machines.
+    pub fn status(&self, now: Moment, group: &Group) -> RouterStatus {
+        let settings = &self.settings;
+        let holders_seen = self.rivals.count_active(now) + usize::from(self.state() == State::Active);
+        RouterStatus {
+            name: settings.name.clone(),
+            interface: settings.interface.clone(),
+            router_id: settings.router_id,
+            version: if settings.version_2 { 2 } else { 3 },
+            addresses: settings.addresses.iter().map(ToString::to_string).collect(),
+            state: self.state(),
+            since_ms: millis(now.since(self.since)),
+            base_priority: settings.priority,
+            priority: self.priority(),
+            fit: self.is_fit(),
+            unfit: self.unfit(),
+            yielded: self.yielded,
+            holder: self.holder(now, group),
+            source: self.source.filter(|_| self.fault.is_none()),
+            link_fault: self.fault.as_ref().map(Said::from),
+            counters: self.counters.clone(),
+            holders_seen: holders_seen as u64,
+            alarms: self.alarms.current().map(Said::from).collect(),
+        }
+    }
+
+    fn unfit(&self) -> Option<String> {
+        match &self.proxy {
+            _ if self.is_fit() => None,
+            _ if self.stopping => Some("pointsman-vip stops".to_owned()),
+            _ if self.yielded => Some("an operator wished it to yield".to_owned()),
+            Proxy::Unwell { why } => Some(format!("the proxy does not serve: {why}")),
+            Proxy::Well => None,
+        }
+    }
+
+    fn holder(&self, now: Moment, group: &Group) -> Option<Holder> {
+        let (rank, ours) = match &self.mode {
+            Mode::Initialize => (None, None),
+            Mode::Backup(backup) => (backup.holder().or_else(|| self.rivals.first(now)), None),
+            Mode::Active(_) => (self.rank(), Some(self.own.clone())),
+        };
+        let Rank { priority, address } = rank?;
+        let node = ours.or_else(|| rivals::node_at(group, &self.settings.name, address));
+        Some(Holder { address, priority, node })
     }
 
     // ---- Who is first ------------------------------------------------------------------------------------------------

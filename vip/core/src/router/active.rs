@@ -51,13 +51,13 @@ pub(crate) enum Farewell {
 
 impl Active {
     /// The first advert and the first announcement are on their way.
-    pub(crate) fn new(now: Moment, interval: Duration) -> Self {
+    pub(crate) fn new(now: Moment, interval: Duration, kept: bool) -> Self {
         Self {
             advert_at: now + interval,
             spoke: now,
             announcements: Announcements::begun(now),
             offer: None,
-            kept: false,
+            kept,
         }
     }
 
@@ -81,7 +81,7 @@ impl Router {
         if active.offer.is_none() {
             active.advert_at = now + self.settings.interval;
             active.spoke = now;
-            self.counters.sent += 1;
+            self.counters.adverts.sent += 1;
             out.push(Action::Advertise { router, priority });
         }
     }
@@ -227,7 +227,8 @@ impl Router {
             Proxy::Unwell { why } if !self.yielded => Some(why.clone()),
             Proxy::Unwell { .. } | Proxy::Well => None,
         };
-        let reason = why.map_or_else(|| Reason::Yielded { to: to.clone() }, |why| Reason::Unwell { why, to: to.clone() });
+        let reason = why
+            .map_or_else(|| Reason::Yielded { to: to.clone() }, |why| Reason::Unwell { why, to: to.clone() });
         self.let_go(out);
         self.become_backup(now, reason, out);
     }

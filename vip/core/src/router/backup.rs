@@ -106,7 +106,8 @@ impl Router {
     }
 
     fn reason_to_take(&self, world: World<'_>) -> Option<Reason> {
-        let sooner = || self.was_offered(world).or_else(|| self.after_loss(world)).or_else(|| self.preempts(world));
+        let sooner =
+            || self.was_offered(world).or_else(|| self.after_loss(world)).or_else(|| self.preempts(world));
         sooner().or_else(|| self.after_silence(world))
     }
 

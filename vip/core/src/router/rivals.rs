@@ -9,6 +9,7 @@ use pointsman_config::{NodeName, VipName};
 use crate::advert::Advert;
 use crate::event::State;
 use crate::group::Group;
+use crate::report::Report;
 use crate::router::{Rank, World, holders};
 use crate::time::Moment;
 
@@ -94,7 +95,10 @@ impl Rivals {
     }
 
     /// Hosts that are lost, and held the addresses when they were heard last.
-    pub(crate) fn lost_holders<'a>(&'a self, group: &'a Group) -> impl Iterator<Item = (&'a NodeName, &'a Claim)> {
+    pub(crate) fn lost_holders<'a>(
+        &'a self,
+        group: &'a Group,
+    ) -> impl Iterator<Item = (&'a NodeName, &'a Claim)> {
         self.claims.iter().filter(|(node, _)| !group.is_alive(node))
     }
 
@@ -156,8 +160,14 @@ fn has_let_go(group: &Group, router: &VipName, node: &NodeName) -> bool {
     })
 }
 
+/// The host among those that report to us that sends its adverts from there.
+pub(crate) fn node_at(group: &Group, router: &VipName, address: IpAddr) -> Option<NodeName> {
+    let at = |report: &Report| report.routers.get(router).and_then(|theirs| theirs.source) == Some(address);
+    let mut peers = group.peers().filter(|(_, peer)| peer.report().is_some_and(at));
+    peers.next().map(|(node, _)| node.clone())
+}
+
 /// Whether one of the hosts that report to us sends its adverts from there.
 pub(crate) fn is_peer(group: &Group, router: &VipName, address: IpAddr) -> bool {
-    let mut reports = group.peers().filter_map(|(_, peer)| peer.report());
-    reports.any(|report| report.routers.get(router).and_then(|theirs| theirs.source) == Some(address))
+    node_at(group, router, address).is_some()
 }
