@@ -344,16 +344,6 @@ pub fn split_ipv4(packet: &[u8]) -> Result<(Envelope, &[u8]), Reject> {
     Ok((Envelope { source, destination, hop_limit }, payload))
 }
 
-impl Reject {
-    /// Every label, for counters that begin at zero.
-    pub const LABELS: [&'static str; 1] = ["length"];
-
-    /// The label of metrics.
-    pub const fn label(&self) -> &'static str {
-        "length"
-    }
-}
-
 impl fmt::Display for Envelope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} to {}, hop limit {}", self.source, self.destination, self.hop_limit)
