@@ -1,15 +1,16 @@
-//! `pointsman-vip`: the virtual IP. A skeleton: it says so and stops.
+//! `pointsman-vip`: the virtual IP, and the command line that asks it.
 
 use std::process::ExitCode;
 
-/// `EX_UNAVAILABLE` of sysexits.h.
-const UNAVAILABLE: u8 = 69;
+use clap::Parser as _;
+use pointsman_process::cli::UNAVAILABLE;
+use pointsman_vip::cli::{Cli, Programs};
 
 fn main() -> ExitCode {
-    eprintln!(
-        "pointsman-vip {}: not built yet. Until it is, keep keepalived for the virtual IP;\n\
-         `pointsman` itself runs without it.",
-        env!("CARGO_PKG_VERSION")
-    );
+    Cli::parse().carry_out(Programs { guard: |_, _| unavailable(), worker: |_, _, _| unavailable() })
+}
+
+fn unavailable() -> ExitCode {
+    eprintln!("pointsman-vip: this build has no guard and no worker");
     ExitCode::from(UNAVAILABLE)
 }
