@@ -182,6 +182,12 @@ impl Guard {
     }
 }
 
+/// Holds back the signals that the guard takes. To be called first of all: a thread that is there already, be it that of the log,
+/// would take them, and end the process.
+pub fn hold_signals() -> std::io::Result<()> {
+    signals().block()
+}
+
 /// What the guard takes: stop, stop, reload.
 fn signals() -> Signals {
     Signals::of(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP])
