@@ -18,9 +18,6 @@ use crate::router::{Router, Settings, World};
 use crate::status::{Foreign, PeerState, PeerStatus, ProxyStatus, Status, millis};
 use crate::time::Moment;
 
-#[cfg(test)]
-mod tests;
-
 /// Virtual routers of others that are remembered.
 const FOREIGN: usize = 64;
 

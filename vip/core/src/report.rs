@@ -31,7 +31,7 @@ mod tests;
 
 pub use crate::key::Key;
 
-/// The longest datagram that is looked at. Three hosts with a few virtual routers need some 250 bytes; 50 virtual routers
+/// The longest datagram that is looked at. Three hosts with a few virtual routers need some 250 bytes; 40 virtual routers
 /// and 16 hosts fit, however long their names are. Longer ones are not heard, and VRRP's timers decide.
 pub const MAX_SIZE: usize = 8192;
 

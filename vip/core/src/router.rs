@@ -386,12 +386,13 @@ impl Router {
     /// This process did not run for so long. Whoever was active can no more believe that it still is.
     pub(crate) fn paused(&mut self, now: Moment, by: Duration, out: &mut Vec<Action>) {
         let patience = self.settings.interval * 3;
+        let down = self.down_interval(self.settings.interval);
         match &mut self.mode {
             Mode::Active(_) if by >= patience && self.settings.priority != OWNER => {
                 self.step_down(now, Reason::Paused { by }, false, out);
             }
             // What was said meanwhile was not heard.
-            Mode::Backup(backup) => backup.down_at = backup.down_at + by,
+            Mode::Backup(backup) => backup.listen(now, down),
             Mode::Active(_) | Mode::Initialize => {}
         }
     }

@@ -49,7 +49,9 @@ pub enum Reject {
     )]
     Multicast,
     /// Sent by unicast, by a host that is not configured.
-    #[error("{host} is not among the hosts of `unicast`: add it there if it belongs to this group")]
+    #[error(
+        "its sender {host} is not among the hosts of `unicast`: add it there if it belongs to this group"
+    )]
     Stranger {
         /// Its source.
         host: IpAddr,

@@ -17,7 +17,7 @@ const BLOCKED: u32 = 3;
 #[derive(Clone, Debug)]
 pub(crate) struct Backup {
     /// RFC 9568: `Active_Down_Timer`.
-    pub(crate) down_at: Moment,
+    down_at: Moment,
     /// When somebody was heard last, or the waiting began.
     quiet_since: Moment,
     /// RFC 9568: `Active_Adver_Interval`, learned from the adverts of whoever is active.
@@ -44,6 +44,12 @@ impl Backup {
     /// Whom we take for the holder.
     pub(crate) const fn holder(&self) -> Option<Rank> {
         self.holder
+    }
+
+    /// As if the waiting began now: nothing that was said before could be heard.
+    pub(crate) fn listen(&mut self, now: Moment, down: Duration) {
+        self.down_at = self.down_at.max(now + down.max(self.interval * 3));
+        self.quiet_since = now;
     }
 
     fn wait(&mut self, now: Moment, down: Duration) {

@@ -80,7 +80,8 @@ impl Rivals {
         let mut found = false;
         for (node, _, rank) in holders(world.group, router) {
             found = true;
-            let claim = Claim { since: world.now, source: rank.address, heard: false };
+            let heard = self.heard.get(&rank.address).is_some_and(|rival| rival.is_active(world.now));
+            let claim = Claim { since: world.now, source: rank.address, heard };
             self.claims.entry(node.clone()).or_insert(claim);
         }
         let left = self.claims.keys().find(|node| has_let_go(world.group, router, node)).cloned();
