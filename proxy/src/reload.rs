@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use pointsman_config::Config;
+use pointsman_process::logging::Logging;
 use tokio::time::Instant;
 
 use crate::cluster::Cluster;
 use crate::life;
 use crate::listener::{Listener, Sockets};
-use crate::logging::Logging;
 use crate::run::{Process, say_listening};
 use crate::unbuilt::unbuilt;
 

@@ -347,7 +347,7 @@ fn check_says_fine_or_everything_that_is_wrong() {
         "[[vips]]\ninterface = \"lo\"\nrouter_id = 51\npriority = 100\naddresses = [\"192.0.2.10/24\"]\n";
     let output = run(&["check", "--config", &write(dir.path(), &format!("{GOOD}{vip}"))]);
     let said = text(&output.stdout);
-    assert!(said.contains("1 virtual IP: pointsman-vip, whose business that is, is not built yet"), "{said}");
+    assert!(said.contains("1 virtual IP: the business of pointsman-vip"), "{said}");
 
     let file = write(dir.path(), &GOOD.replace("target", "targt").replace("2379", "port"));
     let output = run(&["check", "--config", &file]);

@@ -47,6 +47,18 @@ impl Attempt {
     }
 }
 
+/// Who is served at once is done by then, even on a busy machine; who takes longer has been waiting.
+const SERVED_WITHIN: Duration = Duration::from_secs(1);
+
+/// Whether there is one moment at which all that failed were open, and just being served, not waiting: a server that ends
+/// its sessions ends them so, and nothing else does.
+pub(crate) fn lost_at_one_stroke(attempts: &[Attempt]) -> bool {
+    let failed = || attempts.iter().filter(|one| one.outcome.is_err());
+    let last_begun = failed().map(|one| one.begun).max();
+    let first_ended = failed().map(|one| one.ended).min();
+    last_begun <= first_ended && failed().all(|one| one.ended - one.begun < SERVED_WITHIN)
+}
+
 type Record = Arc<Mutex<Vec<Attempt>>>;
 
 /// A client that connects every [`RHYTHM`] until it is told to stop. Dropping it stops it and forgets the rest.
@@ -154,6 +166,8 @@ pub struct Verdict {
     pub slowest: Duration,
     /// The errors, and how often each was seen.
     pub errors: BTreeMap<String, usize>,
+    /// All that failed were just being served at one moment: that at which their server ended its sessions.
+    pub lost_at_one_stroke: bool,
 }
 
 impl fmt::Display for Verdict {
@@ -197,6 +211,7 @@ pub fn judge(
         share_ms: signed_ms(written, first_new),
         slowest: served.map(|attempt| attempt.ended - attempt.begun).max().unwrap_or_default(),
         errors,
+        lost_at_one_stroke: lost_at_one_stroke(attempts),
     })
 }
 

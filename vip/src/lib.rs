@@ -1,1 +1,3 @@
 //! The I/O shell of the virtual IP: raw sockets, netlink, ARP and neighbour advertisements.
+
+pub mod peers;

@@ -4,9 +4,9 @@ use hyper::StatusCode;
 use pointsman_core::close::CloseReason;
 use pointsman_core::event::{AdminMode, Event};
 use pointsman_core::view::MemberName;
+use pointsman_process::answer::{self, Answer};
 use serde::Serialize;
 
-use super::answer::{self, Answer};
 use crate::sessions::SessionId;
 use crate::state::App;
 

@@ -14,9 +14,9 @@ use pointsman_config::Target;
 use pointsman_core::route::NoRoute;
 use pointsman_core::status::{ClusterStatus, MemberStatus};
 use pointsman_core::view::MemberRole;
+use pointsman_process::answer::{self, Answer};
 use serde::Serialize;
 
-use super::answer::{self, Answer};
 use crate::state::{App, ClusterHandle, Described, Life, ListenerHandle, Parts, STUCK};
 
 /// What a health answer says.

@@ -6,9 +6,8 @@
 use std::fmt::Write as _;
 
 use pointsman_core::event::{Span, confirmed_by};
+use pointsman_process::table::{Column, bytes, clean, table};
 use serde_json::Value;
-
-use super::table::{Column, bytes, clean, table};
 
 fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
     value.pointer(pointer).and_then(Value::as_str).unwrap_or("")

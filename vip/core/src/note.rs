@@ -144,8 +144,8 @@ pub enum Loss {
     Ended,
     /// Three heartbeats are missing.
     Silent,
-    /// It says itself that its interface cannot be used.
-    LinkLost,
+    /// It says itself that it holds them no more.
+    LetGo,
 }
 
 /// How a claim of somebody else was seen.
@@ -361,7 +361,7 @@ impl fmt::Display for Loss {
         f.write_str(match self {
             Self::Ended => "its process has ended",
             Self::Silent => "it has fallen silent",
-            Self::LinkLost => "it has lost its interface",
+            Self::LetGo => "it says that it holds the addresses no more",
         })
     }
 }
