@@ -5,31 +5,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use pointsman_tests::lab::{
-    self, CLIENT, Group, HOSTS, Lab, Meter, SOON, STRANGER, Side, Software, VIRTUAL, packet, say, wait,
+    self, CLIENT, Group, HOSTS, Lab, Meter, PRIORITIES, SOON, STRANGER, Side, Software, VIRTUAL, packet, say,
+    wait,
 };
-
-const PRIORITIES: [u8; HOSTS] = [250, 150, 50];
-
-fn group() -> Group {
-    Group {
-        version: 3,
-        router_id: 51,
-        interval_ms: 100,
-        addresses: vec![(VIRTUAL, 24)],
-        unicast: false,
-        password: None,
-    }
-}
 
 /// Three keepalived of which the first holds the address, and a client.
 fn three(lab: &mut Lab) -> Result<Meter> {
-    for host in 0..HOSTS {
-        lab.start(host, &Software::Keepalived, &group(), &PRIORITIES)?;
-    }
-    lab.wait_holder(0, VIRTUAL, SOON)?;
-    let meter = lab.meter(VIRTUAL)?;
-    lab.wait_quiet(0, &meter, SOON)?;
-    Ok(meter)
+    lab.start_all(&[const { Software::Keepalived }; HOSTS], &Group::v3(100))
 }
 
 fn ms(time: Duration) -> f64 {
@@ -104,7 +86,7 @@ fn links_and_holes_are_what_they_are_called() -> Result<()> {
         lab.move_to(0, Side::Main)?;
         lab.move_to(CLIENT, Side::Main)?;
         for host in [1, 2] {
-            lab.start(host, &Software::Keepalived, &group(), &PRIORITIES)?;
+            lab.start(host, &Software::Keepalived, &Group::v3(100), &PRIORITIES)?;
         }
         lab.wait_quiet(0, &meter, SOON)?;
         // The interface down: keepalived sees it and lets go.

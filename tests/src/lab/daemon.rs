@@ -1,13 +1,13 @@
 //! A router's processes: started in its namespace, killed, frozen and thawed as a whole or in part.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
-use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, kill_process_group, waitpid};
 
 use super::namespace::Namespace;
 use super::wait;
@@ -19,6 +19,8 @@ pub struct Daemon {
     name: String,
     log: PathBuf,
     child: Child,
+    /// What the main process has started, as far as we have seen: ours to reap when it is gone.
+    descendants: HashSet<Pid>,
 }
 
 impl Daemon {
@@ -44,7 +46,7 @@ impl Daemon {
             .current_dir(directory);
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let child = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
-        Ok(Self { name: namespace.name().to_owned(), log, child })
+        Ok(Self { name: namespace.name().to_owned(), log, child, descendants: HashSet::new() })
     }
 
     /// The main process: of keepalived the parent, of `pointsman-vip` the guard.
@@ -53,10 +55,12 @@ impl Daemon {
     }
 
     /// What does the work: the only child of the main process. Waits for it, a second at most.
-    pub fn worker(&self) -> Result<Pid> {
-        wait::until(format!("the worker of {}", self.name), Duration::from_secs(1), || {
+    pub fn worker(&mut self) -> Result<Pid> {
+        let worker = wait::until(format!("the worker of {}", self.name), Duration::from_secs(1), || {
             children(self.main()).first().copied().context("there is none")
-        })
+        })?;
+        self.descendants.insert(worker);
+        Ok(worker)
     }
 
     /// SIGKILL to everything at the same time, so that no part can act on the end of another.
@@ -69,11 +73,7 @@ impl Daemon {
             let _ = kill_process(*process, Signal::KILL);
         }
         self.child.wait()?;
-        wait::until(format!("{} to be gone", self.name), Duration::from_secs(5), || {
-            let left = all.iter().filter(|process| is_alive(**process)).count();
-            ensure!(left == 0, "{left} of its processes are left");
-            Ok(())
-        })?;
+        self.wait_reaped(Duration::from_secs(5))?;
         Ok(at)
     }
 
@@ -83,19 +83,19 @@ impl Daemon {
     }
 
     /// SIGKILL to the worker alone.
-    pub fn kill_worker(&self) -> Result<Instant> {
+    pub fn kill_worker(&mut self) -> Result<Instant> {
         let worker = self.worker()?;
         self.signal(worker, Signal::KILL)
     }
 
     /// SIGSTOP to the worker alone.
-    pub fn freeze_worker(&self) -> Result<Instant> {
+    pub fn freeze_worker(&mut self) -> Result<Instant> {
         let worker = self.worker()?;
         self.signal(worker, Signal::STOP)
     }
 
     /// SIGSTOP to everything.
-    pub fn freeze(&self) -> Result<Instant> {
+    pub fn freeze(&mut self) -> Result<Instant> {
         let all = self.all();
         let at = Instant::now();
         for process in &all {
@@ -105,7 +105,7 @@ impl Daemon {
     }
 
     /// SIGCONT to everything.
-    pub fn thaw(&self) -> Result<Instant> {
+    pub fn thaw(&mut self) -> Result<Instant> {
         let all = self.all();
         let at = Instant::now();
         for process in &all {
@@ -127,9 +127,26 @@ impl Daemon {
 
     /// Waits until the main process has ended.
     pub fn wait_ended(&mut self, deadline: Duration) -> Result<ExitStatus> {
+        self.all();
         let child = &mut self.child;
-        wait::until(format!("{} to end", self.name), deadline, || {
+        let status = wait::until(format!("{} to end", self.name), deadline, || {
             child.try_wait()?.ok_or_else(|| anyhow!("it still runs"))
+        })?;
+        self.wait_reaped(deadline)?;
+        Ok(status)
+    }
+
+    /// We are the first process here: whoever loses its parent becomes our child, and a zombie when it has ended, which
+    /// a keepalived that is started again takes for itself.
+    fn wait_reaped(&mut self, deadline: Duration) -> Result<()> {
+        let descendants = &mut self.descendants;
+        wait::until(format!("all of {} to be gone", self.name), deadline, || {
+            descendants.retain(|process| {
+                let _ = waitpid(Some(*process), WaitOptions::NOHANG);
+                exists(*process)
+            });
+            ensure!(descendants.is_empty(), "{} processes are left", descendants.len());
+            Ok(())
         })
     }
 
@@ -147,13 +164,14 @@ impl Daemon {
     }
 
     /// The main process and everything that it has started.
-    fn all(&self) -> Vec<Pid> {
+    fn all(&mut self) -> Vec<Pid> {
         let mut all = vec![self.main()];
         let mut next = 0;
         while let Some(process) = all.get(next).copied() {
             all.extend(children(process));
             next += 1;
         }
+        self.descendants.extend(all.iter().skip(1));
         all
     }
 
@@ -166,8 +184,10 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // What is left ends with the lab.
-        let _ = self.kill();
+        // What has ended already is only reaped; what is left ends with the lab.
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let _ = self.kill();
+        }
     }
 }
 
@@ -195,6 +215,6 @@ fn parent(process: i32) -> Option<i32> {
     if matches!(state, "Z" | "X") { None } else { fields.next()?.parse().ok() }
 }
 
-fn is_alive(process: Pid) -> bool {
-    parent(process.as_raw_nonzero().get()).is_some()
+fn exists(process: Pid) -> bool {
+    Path::new(&format!("/proc/{}", process.as_raw_nonzero())).exists()
 }

@@ -25,6 +25,30 @@ pub struct Group {
     pub password: Option<String>,
 }
 
+impl Group {
+    /// Version 3 by multicast with the virtual address of the lab.
+    pub fn v3(interval_ms: u32) -> Self {
+        let addresses = vec![(super::VIRTUAL, 24)];
+        Self { version: 3, router_id: 51, interval_ms, addresses, unicast: false, password: None }
+    }
+
+    /// The same for IPv6.
+    pub fn v6(interval_ms: u32) -> Self {
+        let addresses = vec![(super::VIRTUAL6_LINK, 64), (super::VIRTUAL6, 64)];
+        Self { addresses, ..Self::v3(interval_ms) }
+    }
+
+    /// Version 2, a second between adverts, with a password or none.
+    pub fn v2(password: Option<&str>) -> Self {
+        Self { version: 2, password: password.map(str::to_owned), ..Self::v3(1_000) }
+    }
+
+    /// The address that clients use.
+    pub fn address(&self) -> Option<IpAddr> {
+        self.addresses.last().map(|(address, _)| *address)
+    }
+}
+
 /// Keepalived's configuration for host `own` of `hosts`, given by their addresses.
 pub fn configuration(group: &Group, hosts: &[IpAddr], own: usize, priority: u8) -> Result<String> {
     let mut text =

@@ -50,6 +50,8 @@ pub const HOSTS: usize = 3;
 pub const CLIENT: usize = 3;
 /// The stranger's.
 pub const STRANGER: usize = 4;
+/// The priorities of the routers.
+pub const PRIORITIES: [u8; HOSTS] = [250, 150, 50];
 /// What a start, a first election or a return may take.
 pub const SOON: Duration = Duration::from_secs(15);
 
@@ -186,6 +188,18 @@ impl Lab {
                 self.start_pointsman(host, &vip.configuration(group, &hosts, host, priorities, &directory)?)
             }
         }
+    }
+
+    /// Starts all three, waits until the first holds the group's address and answers the client that this returns.
+    pub fn start_all(&mut self, software: &[Software; HOSTS], group: &Group) -> Result<Meter> {
+        for (host, software) in software.iter().enumerate() {
+            self.start(host, software, group, &PRIORITIES)?;
+        }
+        let address = group.address().context("no address")?;
+        self.wait_holder(0, address, SOON)?;
+        let meter = self.meter(address)?;
+        self.wait_quiet(0, &meter, SOON)?;
+        Ok(meter)
     }
 
     /// Starts keepalived with a configuration of the test's own.
@@ -363,6 +377,11 @@ impl Lab {
             self.station(CLIENT).namespace.ip_json(&["neighbour", "show", "to", &text, "dev", "eth0"])?;
         let mac = entries.pointer("/0/lladdr").and_then(Value::as_str).map(str::to_owned);
         Ok(mac)
+    }
+
+    /// Lets the client ask anew who has the virtual addresses.
+    pub fn forget_neighbours(&self) -> Result<()> {
+        self.station(CLIENT).namespace.ip("neighbour flush dev eth0\n")
     }
 
     /// Waits until `host` alone has `address`.
