@@ -15,6 +15,8 @@ use pointsman_tests::lab::{
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Keepalived repeats its announcements 5 s after it has become active: what is measured earlier is not the usual.
 const SETTLED: Duration = Duration::from_millis(5_500);
+/// Nothing has moved for so long.
+const CALM: Duration = Duration::from_millis(1_500);
 /// How long a heal is watched.
 const WATCHED: Duration = Duration::from_secs(32);
 /// A client that is cut off for longer has a wrong neighbour entry.
@@ -248,17 +250,19 @@ fn recover(lab: &mut Lab, candidate: &Candidate, fault: Fault) -> Result<()> {
     Ok(())
 }
 
-/// Waits until the first host has the address again and the client knows; answers since when.
+/// Waits until the first host has had the address for a while, and the client knows; answers since when.
 fn settle(lab: &mut Lab, meter: &Meter) -> Result<Instant> {
     lab.wait_holder(0, VIRTUAL, PATIENCE)?;
-    // A wrong neighbour entry was measured where it belongs; here it would only cost time.
-    if lab.neighbour_is(0, VIRTUAL).is_err() {
-        lab.forget_neighbours()?;
-    }
-    lab.wait_quiet(0, meter, PATIENCE)?;
-    let since = Instant::now();
-    wait::throughout("quiet", Duration::from_millis(1_500), || lab.has_only(0, VIRTUAL))?;
-    Ok(since)
+    wait::until("lb1 to keep the address", PATIENCE, || {
+        let since = Instant::now().checked_sub(CALM).context("the clock is young")?;
+        ensure!(lab.watch.changes(VIRTUAL, since).is_empty(), "it moved");
+        // A wrong neighbour entry was measured where it belongs; here it would only cost time.
+        if lab.neighbour_is(0, VIRTUAL).is_err() {
+            lab.forget_neighbours()?;
+        }
+        lab.is_quiet(0, meter)?;
+        Ok(since)
+    })
 }
 
 /// What is measured is a time: there is no condition for it.
