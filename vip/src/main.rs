@@ -1,15 +1,27 @@
-//! `pointsman-vip`: the virtual IP. A skeleton: it says so and stops.
+//! `pointsman-vip`: interim.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// `EX_UNAVAILABLE` of sysexits.h.
-const UNAVAILABLE: u8 = 69;
+use pointsman_config::Config;
 
 fn main() -> ExitCode {
-    eprintln!(
-        "pointsman-vip {}: not built yet. Until it is, keep keepalived for the virtual IP;\n\
-         `pointsman` itself runs without it.",
-        env!("CARGO_PKG_VERSION")
-    );
-    ExitCode::from(UNAVAILABLE)
+    tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).with_writer(std::io::stderr).init();
+    let arguments: Vec<String> = std::env::args().collect();
+    let after = |name: &str| {
+        let at = arguments.iter().position(|argument| argument == name);
+        at.and_then(|at| arguments.get(at + 1)).cloned()
+    };
+    let file = PathBuf::from(after("--config").unwrap_or_default());
+    let config = match Config::load(&file) {
+        Ok(config) => config,
+        Err(diagnostics) => {
+            eprintln!("{diagnostics}");
+            return ExitCode::from(78);
+        }
+    };
+    match after("--link") {
+        Some(link) => pointsman_vip::worker::run(config, &file, link.parse().unwrap_or(-1)),
+        None => pointsman_vip::guard::run(&config, &file),
+    }
 }

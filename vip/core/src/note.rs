@@ -366,6 +366,16 @@ impl fmt::Display for Loss {
     }
 }
 
+impl fmt::Display for PeerNews {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Alive => f.write_str("it is heard"),
+            Self::Lost(loss) => loss.fmt(f),
+            Self::Farewell => f.write_str("it stops, and has said so"),
+        }
+    }
+}
+
 impl fmt::Display for LinkFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
