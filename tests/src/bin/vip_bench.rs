@@ -103,12 +103,21 @@ impl Fault {
     }
 }
 
+/// How long two hosts held the address.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Holders {
+    /// The fault itself parts the hosts.
+    NotAsked,
+    For(Duration),
+    ForEver,
+}
+
 /// One fault, once.
 struct Outcome {
     /// What the client saw.
     client: Duration,
-    /// How long the address was in two places; of a heal: after it. `None`: to the end.
-    two_holders: Option<Duration>,
+    /// How long the address was in two places; of a heal: after it.
+    two_holders: Holders,
     /// The client was cut off by a wrong neighbour entry.
     stuck: bool,
 }
@@ -188,8 +197,10 @@ fn once(lab: &mut Lab, candidate: &Candidate, meter: &Meter, fault: Fault) -> Re
             })?;
             // Longer than the kernel keeps an address that nobody refreshes.
             wait_for(at + Duration::from_millis(2_600));
-            let left = lab.watch.when(0, VIRTUAL, false, at).map(|_| lab.watch.longest_overlap(VIRTUAL, at));
-            Outcome { client: answer.at.duration_since(at), two_holders: left, stuck: false }
+            let left = lab.watch.when(0, VIRTUAL, false, at);
+            let overlap = || Holders::For(lab.watch.longest_overlap(VIRTUAL, at));
+            let two_holders = left.map_or(Holders::ForEver, |_| overlap());
+            Outcome { client: answer.at.duration_since(at), two_holders, stuck: false }
         }
         Fault::Healed => {
             wait_for(at + WATCHED);
@@ -197,7 +208,7 @@ fn once(lab: &mut Lab, candidate: &Candidate, meter: &Meter, fault: Fault) -> Re
             let right = lab.neighbour_is(0, VIRTUAL).is_ok();
             Outcome {
                 client,
-                two_holders: Some(lab.watch.longest_overlap(VIRTUAL, at)),
+                two_holders: Holders::For(lab.watch.longest_overlap(VIRTUAL, at)),
                 stuck: client > STUCK || !right,
             }
         }
@@ -216,7 +227,10 @@ fn once(lab: &mut Lab, candidate: &Candidate, meter: &Meter, fault: Fault) -> Re
                 );
                 Ok(gap)
             })?;
-            let two_holders = (fault != Fault::Dead).then(|| lab.watch.longest_overlap(VIRTUAL, at));
+            let two_holders = match fault {
+                Fault::Dead => Holders::NotAsked,
+                _ => Holders::For(lab.watch.longest_overlap(VIRTUAL, at)),
+            };
             Outcome { client: gap.length, two_holders, stuck: false }
         }
     };
@@ -295,10 +309,15 @@ fn cell(outcomes: &[Outcome]) -> String {
     let (Some(least), Some(most)) = (times.first(), times.last()) else { return "–".to_owned() };
     let median = times.get(times.len() / 2).copied().unwrap_or_default();
     let mut text = format!("{} / **{}** / {}", short(*least), short(median), short(*most));
-    if outcomes.iter().any(|outcome| outcome.two_holders.is_none()) {
+    let holders = outcomes.iter().map(|outcome| outcome.two_holders);
+    let longest = holders.clone().filter_map(|holders| match holders {
+        Holders::For(time) => Some(time),
+        Holders::NotAsked | Holders::ForEver => None,
+    });
+    if holders.clone().any(|holders| holders == Holders::ForEver) {
         text.push_str(" (for ever)");
-    } else if let Some(most) = outcomes.iter().filter_map(|outcome| outcome.two_holders).max() {
-        text = format!("{text} ({})", short(ms(most)));
+    } else if let Some(longest) = longest.max() {
+        text = format!("{text} ({})", short(ms(longest)));
     }
     let stuck = outcomes.iter().filter(|outcome| outcome.stuck).count();
     if stuck > 0 {

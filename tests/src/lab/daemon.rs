@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, WaitOptions, kill_process, kill_process_group
 
 use super::namespace::Namespace;
 use super::wait;
-use crate::process::tail;
+use crate::process::{Ended, tail};
 
 /// `keepalived` or `pointsman-vip` on one host.
 #[derive(Debug)]
@@ -154,7 +154,7 @@ impl Daemon {
     pub fn check_running(&mut self) -> Result<()> {
         match self.child.try_wait()? {
             None => Ok(()),
-            Some(status) => Err(anyhow!("{} has ended: {status}\n{}", self.name, self.tail())),
+            Some(status) => Err(anyhow!(Ended::new(&self.name, status))),
         }
     }
 

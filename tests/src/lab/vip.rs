@@ -10,6 +10,17 @@ use super::keepalived::Group;
 use super::packet::PEERS_PORT;
 use crate::tools;
 
+const IGNORE: &str = "\"ignore\"";
+/// What a configuration needs to speak of a proxy at all.
+const PROXY: &str = r#"
+[clusters.main]
+discovery = { etcd = { endpoints = ["http://127.0.0.1:2379"] } }
+
+[[listeners]]
+bind = "0.0.0.0:5432"
+target = "primary"
+"#;
+
 /// What is `pointsman-vip`'s own in a configuration.
 #[derive(Debug, Clone)]
 pub struct Vip {
@@ -17,7 +28,7 @@ pub struct Vip {
     pub heartbeat_ms: Option<u32>,
     /// How long a host is well before it takes over from a lower priority.
     pub preempt_delay_ms: u32,
-    /// `release`, `ignore` or a weight.
+    /// `release`, `ignore` or a weight. Anything but `ignore` brings a proxy with it, on port 7000 of the loopback address.
     pub track_proxy: String,
     /// Lines for `[[vips]]`.
     pub more: String,
@@ -28,7 +39,7 @@ impl Default for Vip {
         Self {
             heartbeat_ms: Some(30),
             preempt_delay_ms: 1_000,
-            track_proxy: "\"ignore\"".to_owned(),
+            track_proxy: IGNORE.to_owned(),
             more: String::new(),
         }
     }
@@ -45,7 +56,8 @@ impl Vip {
         directory: &Path,
     ) -> Result<String> {
         let directory = directory.display();
-        let mut text = format!("node = \"lb{}\"\n\n[admin]\nbind = \"127.0.0.1:7000\"\n", own + 1);
+        let proxy = if self.track_proxy == IGNORE { "" } else { PROXY };
+        let mut text = format!("node = \"lb{}\"\n{proxy}\n[admin]\nbind = \"127.0.0.1:7000\"\n", own + 1);
         writeln!(text, "socket = \"{directory}/admin.sock\"\n\n[vrrp]\nsocket = \"{directory}/vip.sock\"")?;
         if let Some(heartbeat) = self.heartbeat_ms {
             let peer = |(host, address): (usize, &IpAddr)| {

@@ -6,10 +6,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
+use crate::process::Ended;
+
 /// How often a condition is looked at.
 const INTERVAL: Duration = Duration::from_millis(5);
 
-/// Asks `condition` until it answers `Ok`, for at most `deadline`. Its latest error is part of ours.
+/// Asks `condition` until it answers `Ok`, for at most `deadline`. Its latest error is part of ours. When it finds that a
+/// daemon has [`Ended`], there is nothing left to wait for.
 pub fn until<T>(
     what: impl Display,
     deadline: Duration,
@@ -21,7 +24,7 @@ pub fn until<T>(
             Ok(value) => return Ok(value),
             Err(error) => error,
         };
-        if begun.elapsed() >= deadline {
+        if begun.elapsed() >= deadline || seen.is::<Ended>() {
             bail!("waited {:.1} s for {what}; the last look: {seen:#}", begun.elapsed().as_secs_f64());
         }
         thread::sleep(INTERVAL);
