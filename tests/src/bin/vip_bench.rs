@@ -218,6 +218,10 @@ fn once(lab: &mut Lab, candidate: &Candidate, meter: &Meter, fault: Fault) -> Re
         | Fault::LinkDown
         | Fault::NoCarrier
         | Fault::Dead => {
+            if fault == Fault::WorkerKilled {
+                // Keepalived's parent takes a second for a new one, and three intervals may follow.
+                wait_for(at + SETTLED);
+            }
             let gap = wait::until("the gap to be over", PATIENCE, || {
                 let gap = meter.gap(at)?;
                 ensure!(gap.by.is_some() && gap.to.elapsed() > Duration::from_secs(1), "{gap:?}");
@@ -227,10 +231,8 @@ fn once(lab: &mut Lab, candidate: &Candidate, meter: &Meter, fault: Fault) -> Re
                 );
                 Ok(gap)
             })?;
-            let two_holders = match fault {
-                Fault::Dead => Holders::NotAsked,
-                _ => Holders::For(lab.watch.longest_overlap(VIRTUAL, at)),
-            };
+            let overlap = Holders::For(lab.watch.longest_overlap(VIRTUAL, at));
+            let two_holders = if fault == Fault::Dead { Holders::NotAsked } else { overlap };
             Outcome { client: gap.length, two_holders, stuck: false }
         }
     };
