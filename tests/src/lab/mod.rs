@@ -33,6 +33,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use rustix::net::{SendFlags, send};
 use serde_json::Value;
 
+use crate::tools;
+
 pub use daemon::Daemon;
 pub use keepalived::Group;
 pub use meter::{Answer, Gap, Meter};
@@ -306,9 +308,10 @@ impl Lab {
         Ok(out.into_owned())
     }
 
-    /// `pointsman-vip` on a host.
+    /// `pointsman-vip` on a host, for ten seconds at most.
     pub fn pointsman_command(&self, host: usize) -> Result<Command> {
-        let mut command = self.station(host).namespace.command(&vip::program())?;
+        let mut command = self.station(host).namespace.command(&tools::program("timeout")?)?;
+        command.arg("10").arg(vip::program());
         command.current_dir(self.host_directory(host)?);
         Ok(command)
     }
