@@ -21,11 +21,12 @@ mod link;
 mod service;
 mod vigil;
 mod wire;
+mod worker;
 
 use std::ffi::OsString;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Instant;
 
 use ipnet::IpNet;
 use pointsman_config::Config;
@@ -60,11 +61,11 @@ pub fn run(config: &Config, file: &Path) -> ExitCode {
         program: PathBuf::from("/proc/self/exe"),
         arguments: vec![WORKER.into(), "--config".into(), file.into()],
     };
-    let guard = privileges::check().map_err(GuardError::from).and_then(|()| Guard::prepare(worker));
+    let guard = privileges::keep_for_guard().map_err(GuardError::from).and_then(|()| Guard::prepare(worker));
     match guard {
-        Ok(mut guard) => {
+        Ok(guard) => {
             guard.remove_left_over(&left_over(config));
-            guard.run()
+            ExitCode::from(guard.run())
         }
         Err(error) => {
             tracing::error!("{error}");
@@ -128,7 +129,7 @@ pub struct Guard {
     program: WorkerProgram,
     netlink: Netlink,
     sender: VrrpSender,
-    signals: std::os::fd::OwnedFd,
+    signals: OwnedFd,
     service: service::Service,
 }
 
@@ -175,9 +176,9 @@ impl Guard {
         }
     }
 
-    /// Guards a worker until it is told to stop.
-    pub fn run(mut self) -> ExitCode {
-        life::run(&mut self, Instant::now())
+    /// Guards a worker until it is told to stop. Answers the exit code.
+    pub fn run(self) -> u8 {
+        life::run(self)
     }
 }
 

@@ -1,27 +1,36 @@
-//! `pointsman-vip`: interim.
+//! `pointsman-vip`: the virtual IP, and the command line that asks it.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::ExitCode;
 
+use clap::Parser as _;
 use pointsman_config::Config;
+use pointsman_process::logging::Logging;
+use pointsman_vip::cli::{Cli, Programs};
 
 fn main() -> ExitCode {
-    tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).with_writer(std::io::stderr).init();
-    let arguments: Vec<String> = std::env::args().collect();
-    let after = |name: &str| {
-        let at = arguments.iter().position(|argument| argument == name);
-        at.and_then(|at| arguments.get(at + 1)).cloned()
-    };
-    let file = PathBuf::from(after("--config").unwrap_or_default());
-    let config = match Config::load(&file) {
-        Ok(config) => config,
-        Err(diagnostics) => {
-            eprintln!("{diagnostics}");
-            return ExitCode::from(78);
+    Cli::parse().carry_out(Programs { guard, worker })
+}
+
+fn guard(config: &Config, file: &Path) -> ExitCode {
+    with_log(config, |_| {
+        for warning in &config.warnings {
+            tracing::warn!("{warning}");
         }
-    };
-    match after("--link") {
-        Some(link) => pointsman_vip::worker::run(config, &file, link.parse().unwrap_or(-1)),
-        None => pointsman_vip::guard::run(&config, &file),
+        pointsman_vip::guard::run(config, file)
+    })
+}
+
+fn worker(config: Config, file: &Path, link: i32) -> ExitCode {
+    with_log(&config.clone(), |logging| pointsman_vip::worker::run(config, file, link, logging))
+}
+
+fn with_log(config: &Config, run: impl FnOnce(&Logging) -> ExitCode) -> ExitCode {
+    match Logging::start(config.log) {
+        Ok(logging) => run(&logging),
+        Err(error) => {
+            eprintln!("pointsman-vip: {error}");
+            ExitCode::FAILURE
+        }
     }
 }

@@ -17,11 +17,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pointsman_config::{Config, IpNet, Vip, VipName};
+use pointsman_process::logging::Logging;
 use pointsman_vrrp::advert::{Advert, Form, decode, peek};
-use pointsman_vrrp::event::{Action, Event, Link, State};
+use pointsman_vrrp::event::{Action, Event, Link, LinkFault};
 use pointsman_vrrp::frame::announcement;
 use pointsman_vrrp::node::{Node, NodeSettings};
-use pointsman_vrrp::note::{Alarm, Note, Transition};
 use pointsman_vrrp::router::{OWNER, Settings};
 use pointsman_vrrp::time::Moment;
 use tokio::runtime::{Builder, Runtime};
@@ -32,7 +32,7 @@ use crate::netlink::{Lifetime, Netlink, NetlinkError, NetlinkEvent, NetlinkEvent
 use crate::peers::{Peers, PeersError};
 use crate::privileges;
 use crate::raw::Family;
-use crate::side::{self, Notice};
+use crate::side::{self, Ends, Side};
 
 mod interfaces;
 
@@ -59,8 +59,8 @@ const TOLD_EVERY: Duration = Duration::from_secs(10);
 
 /// Runs the worker until it is told to stop. `link`: the descriptor that the guard left us. To be called before there are other
 /// threads than that of the log.
-pub fn run(config: Config, file: &Path, link: RawFd) -> ExitCode {
-    match prepare(&config).and_then(|runtime| Ok(runtime.block_on(work(config, file, link))?)) {
+pub fn run(config: Config, file: &Path, link: RawFd, logging: &Logging) -> ExitCode {
+    match prepare(&config).and_then(|runtime| work(&runtime, config, file, link, logging)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
@@ -86,12 +86,19 @@ fn prepare(config: &Config) -> anyhow::Result<Runtime> {
     Ok(Builder::new_current_thread().enable_all().build()?)
 }
 
-async fn work(config: Config, file: &Path, link: RawFd) -> anyhow::Result<()> {
-    let guard = GuardLink::from_fd(link)?;
-    let (ends, side) = side::start(&config)?;
-    Worker::start(config, file, guard, ends)?.run().await;
-    side.end();
-    Ok(())
+fn work(
+    runtime: &Runtime,
+    config: Config,
+    file: &Path,
+    link: RawFd,
+    logging: &Logging,
+) -> anyhow::Result<()> {
+    let (side, ends) = Side::start(Arc::new(config.clone()), logging.dropped_lines())?;
+    runtime.block_on(async {
+        let guard = GuardLink::from_fd(link)?;
+        Worker::start(config, file, guard, (side, ends))?.run(logging).await;
+        Ok(())
+    })
 }
 
 /// Why the worker cannot work.
@@ -162,7 +169,8 @@ pub struct Worker {
     events: NetlinkEvents,
     peers: Option<Peers>,
     guard: GuardLink,
-    side: side::Ends,
+    side: Side,
+    ends: Ends,
     buffer: Box<[u8]>,
     refresh_at: Moment,
     beat_at: Moment,
@@ -176,7 +184,7 @@ impl Worker {
         config: Config,
         file: &Path,
         guard: GuardLink,
-        side: side::Ends,
+        (side, ends): (Side, Ends),
     ) -> Result<Self, WorkerError> {
         let events = NetlinkEvents::open()?; // before anything is read, so that no change is missed
         let began = Instant::now();
@@ -195,6 +203,7 @@ impl Worker {
             peers,
             guard,
             side,
+            ends,
             buffer: vec![0; interfaces::BUFFER].into(),
             refresh_at: now,
             beat_at: now,
@@ -212,7 +221,7 @@ impl Worker {
     }
 
     /// Works until it is told to stop, then hands over.
-    pub async fn run(mut self) {
+    pub async fn run(mut self, logging: &Logging) {
         loop {
             self.take_all();
             self.keep_time();
@@ -233,7 +242,7 @@ impl Worker {
                 Woken::Guard(command) => command,
             };
             match command {
-                Command::Reload => self.reload().await,
+                Command::Reload => self.reload(logging).await,
                 Command::Stop => break,
                 Command::Gone => {
                     tracing::error!(
@@ -296,8 +305,8 @@ impl Worker {
             () = self.interfaces.readable() => Woken::Something,
             event = self.events.next() => Woken::Netlink(event),
             command = self.guard.command() => Woken::Guard(command),
-            Some(proxy) = self.side.proxy.recv() => Woken::Event(Event::Proxy(proxy)),
-            Some(command) = self.side.commands.recv() => Woken::Side(command),
+            Some(proxy) = self.ends.proxy.recv() => Woken::Event(Event::Proxy(proxy)),
+            Some(command) = self.ends.commands.recv() => Woken::Side(command),
             () = sleep_until(due.into()) => Woken::Something,
         }
     }
@@ -456,9 +465,7 @@ impl Worker {
         let link = self.interfaces.link(vip);
         let open = self.interfaces.get(&vip.interface).is_some_and(interfaces::Interface::is_open);
         match link {
-            Link::Up { .. } if !open => {
-                Link::Down(pointsman_vrrp::event::LinkFault::Missing(vip.interface.clone()))
-            }
+            Link::Up { .. } if !open => Link::Down(LinkFault::Missing(vip.interface.clone())),
             Link::Up { .. } | Link::Down(_) => link,
         }
     }
@@ -544,7 +551,7 @@ impl Worker {
                 }
                 Action::Note(note) => {
                     news = true;
-                    self.note(note);
+                    self.ends.tell.note(note);
                 }
             }
         }
@@ -591,7 +598,7 @@ impl Worker {
         self.remove(name);
         if let Some(router) = self.routers.get(name) {
             let addresses = router.vip.addresses.iter().map(IpNet::addr).collect();
-            self.side.tell(Notice::Left { router: name.clone(), addresses });
+            self.ends.tell.left(addresses);
         }
     }
 
@@ -683,23 +690,13 @@ impl Worker {
 
     // ---- What is told ------------------------------------------------------------------------------------------------
 
-    fn note(&mut self, note: Note) {
-        log(&note);
-        if let Note::Transition(transition) = &note
-            && transition.to == State::Active
-        {
-            self.side.tell(Notice::Took { router: transition.router.clone() });
-        }
-        self.side.tell(Notice::Note(note));
-    }
-
     /// Publishes what is shown.
     fn show(&mut self) {
         let now = self.now();
         self.show_at = now + SHOW;
         let status = self.node.status(now);
         self.guard.status(&line(&status));
-        self.side.show(Arc::new(status));
+        self.ends.show.status(status);
     }
 
     /// Tells of a failure, not more often than somebody can read it.
@@ -714,16 +711,16 @@ impl Worker {
 
     // ---- A new configuration -----------------------------------------------------------------------------------------
 
-    async fn reload(&mut self) {
+    async fn reload(&mut self, logging: &Logging) {
         match Config::load(&self.file) {
             Err(diagnostics) => {
                 tracing::error!("the configuration stays as it was: the new one is wrong\n{diagnostics}");
-                self.side.tell(Notice::BadConfiguration(diagnostics.to_string()));
             }
             Ok(config) => {
                 for change in unchangeable(&self.config, &config) {
                     tracing::warn!("{change}: this takes effect with the next start");
                 }
+                logging.set_level(config.log.level);
                 self.take_configuration(config).await;
                 tracing::info!("the configuration was read anew");
             }
@@ -748,7 +745,7 @@ impl Worker {
         }
         self.carry_out(actions);
         self.tell_links(Some(&new));
-        self.side.tell(Notice::Configuration(Box::new(self.config.clone())));
+        self.side.reconfigure(Arc::new(self.config.clone()));
     }
 
     /// Other hosts, another key, another address of ours: all connections are made anew. What cannot be used is not taken.
@@ -795,7 +792,7 @@ impl Worker {
         if let Err(error) = self.netlink.remove_all(gone.into_iter().map(|net| (index, net)).collect()) {
             self.complain("release", &error);
         }
-        self.side.tell(Notice::Left { router: now.name.clone(), addresses });
+        self.ends.tell.left(addresses);
     }
 }
 
@@ -840,24 +837,4 @@ fn line(status: &pointsman_vrrp::status::Status) -> String {
         status.peers.iter().map(|peer| format!("{} {}", peer.node, peer.state.as_str())).collect();
     let parts = [routers.join(", "), peers.join(", ")];
     parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("; ")
-}
-
-fn log(note: &Note) {
-    match note {
-        Note::Transition(Transition { router, from, to, reason, priority }) => {
-            tracing::info!(%router, %from, %to, priority, reason = reason.label(), "{router} is {to}: {reason}");
-        }
-        Note::Alarm { router, alarm } => log_alarm(router, alarm),
-        Note::AlarmOver { router, kind } => {
-            tracing::info!(%router, alarm = kind.as_str(), "{router}: {} is over", kind.as_str());
-        }
-        Note::Repaired { router, by } => {
-            tracing::debug!(%router, by = by.label(), "the neighbours are told anew who has the addresses");
-        }
-        Note::Peer { node, news } => tracing::info!(%node, "{node}: {news}"),
-    }
-}
-
-fn log_alarm(router: &VipName, alarm: &Alarm) {
-    tracing::warn!(%router, alarm = alarm.kind().as_str(), "{router}: {alarm}");
 }

@@ -1,4 +1,4 @@
-//! What systemd is told (sd_notify(3)).
+//! What systemd is told (`sd_notify(3)`).
 //!
 //! Its socket can be full, and whoever sends then waits; so a thread of its own sends, and the guard never waits for it.
 //!
