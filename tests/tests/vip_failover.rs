@@ -239,6 +239,8 @@ fn restarts_of_others_move_nothing() -> Result<()> {
                     lab.stop(host)?;
                 }
                 lab.start(host, &software(), &Group::v3(100), &PRIORITIES)?;
+                // Before that, a signal would meet a process that has not begun.
+                wait::until("it to run", SOON, || lab.status(host).map(drop))?;
             }
         }
         peers_alive(lab)?;
