@@ -188,12 +188,6 @@ pub fn hold_signals() -> std::io::Result<()> {
     signals().block()
 }
 
-/// What the guard takes: stop, stop, reload.
-/// Holds back the signals that the guard takes. Before there is a second thread, which would die of them: before the log begins.
-pub fn hold_back_signals() -> std::io::Result<()> {
-    signals().block()
-}
-
 fn signals() -> Signals {
     Signals::of(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP])
 }

@@ -14,11 +14,6 @@ fn main() -> ExitCode {
 }
 
 fn guard(config: &Config, file: &Path) -> ExitCode {
-    // Before the log has its thread, which would die of them.
-    if let Err(error) = pointsman_vip::guard::hold_back_signals() {
-        eprintln!("pointsman-vip: cannot take signals: {error}");
-        return ExitCode::FAILURE;
-    }
     with_log(config, |_| {
         for warning in &config.warnings {
             tracing::warn!("{warning}");
