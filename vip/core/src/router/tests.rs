@@ -377,7 +377,11 @@ fn a_process_that_was_stopped_does_not_believe_that_it_is_still_active() {
     assert_eq!(words(&lab.node.tick(at(lab.now))), ["release", "backup by paused"]);
     let mut lab = Lab::active(settings(150), &[]);
     lab.now += 250;
-    assert_eq!(words(&lab.node.tick(at(lab.now))), ["advert 150"], "late, but before anybody has taken over");
+    assert_eq!(
+        words(&lab.node.tick(at(lab.now))),
+        ["hold", "advert 150"],
+        "late, but before anybody has taken over"
+    );
 }
 
 #[test]
