@@ -182,9 +182,9 @@ impl Guard {
     }
 }
 
-/// What the guard takes: stop, stop, reload.
-/// Holds back the signals that the guard takes. Before there is a second thread, which would die of them: before the log begins.
-pub fn hold_back_signals() -> std::io::Result<()> {
+/// Holds back the signals that the guard takes. To be called first of all: a thread that is there already, be it that of the log,
+/// would take them, and end the process.
+pub fn hold_signals() -> std::io::Result<()> {
     signals().block()
 }
 

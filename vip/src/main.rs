@@ -7,17 +7,13 @@ use clap::Parser as _;
 use pointsman_config::Config;
 use pointsman_process::logging::Logging;
 use pointsman_vip::cli::{Cli, Programs};
+use pointsman_vip::guard::hold_signals;
 
 fn main() -> ExitCode {
     Cli::parse().carry_out(Programs { guard, worker })
 }
 
 fn guard(config: &Config, file: &Path) -> ExitCode {
-    // Before the log has its thread, which would die of them.
-    if let Err(error) = pointsman_vip::guard::hold_back_signals() {
-        eprintln!("pointsman-vip: cannot take signals: {error}");
-        return ExitCode::FAILURE;
-    }
     with_log(config, |_| {
         for warning in &config.warnings {
             tracing::warn!("{warning}");
@@ -31,10 +27,12 @@ fn worker(config: Config, file: &Path, link: i32) -> ExitCode {
 }
 
 fn with_log(config: &Config, run: impl FnOnce(&Logging) -> ExitCode) -> ExitCode {
-    match Logging::start(config.log) {
+    // The log has a thread of its own.
+    let held = hold_signals().map_err(anyhow::Error::from);
+    match held.and_then(|()| Ok(Logging::start(config.log)?)) {
         Ok(logging) => run(&logging),
         Err(error) => {
-            eprintln!("pointsman-vip: {error}");
+            eprintln!("pointsman-vip: {error:#}");
             ExitCode::FAILURE
         }
     }
