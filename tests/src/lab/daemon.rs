@@ -132,20 +132,25 @@ impl Daemon {
         let status = wait::until(format!("{} to end", self.name), deadline, || {
             child.try_wait()?.ok_or_else(|| anyhow!("it still runs"))
         })?;
-        self.wait_reaped(deadline)?;
+        self.reap();
         Ok(status)
     }
 
     /// We are the first process here: whoever loses its parent becomes our child, and a zombie when it has ended, which
-    /// a keepalived that is started again takes for itself.
+    /// a keepalived that is started again takes for itself. Answers how many have not ended.
+    fn reap(&mut self) -> usize {
+        self.descendants.retain(|process| {
+            let _ = waitpid(Some(*process), WaitOptions::NOHANG);
+            exists(*process)
+        });
+        self.descendants.len()
+    }
+
     fn wait_reaped(&mut self, deadline: Duration) -> Result<()> {
-        let descendants = &mut self.descendants;
-        wait::until(format!("all of {} to be gone", self.name), deadline, || {
-            descendants.retain(|process| {
-                let _ = waitpid(Some(*process), WaitOptions::NOHANG);
-                exists(*process)
-            });
-            ensure!(descendants.is_empty(), "{} processes are left", descendants.len());
+        let name = self.name.clone();
+        wait::until(format!("all of {name} to be gone"), deadline, || {
+            let left = self.reap();
+            ensure!(left == 0, "{left} processes are left");
             Ok(())
         })
     }
