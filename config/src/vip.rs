@@ -17,8 +17,14 @@ use crate::{Centiseconds, NodeName, Secret, VipName, choice::choice};
 pub struct Vrrp {
     /// Its UNIX socket: status and metrics over HTTP.
     pub socket: PathBuf,
+    /// The same over TCP, to look at only; for Prometheus. Empty: nowhere.
+    pub bind: Vec<SocketAddr>,
     /// Fast signals between the hosts. `None`: VRRP alone.
     pub peers: Option<Peers>,
+    /// Run before all programs that are not (`SCHED_FIFO`).
+    pub realtime: bool,
+    /// Keep all memory in memory (`mlockall`).
+    pub lock_memory: bool,
 }
 
 /// The hosts that signal each other directly.

@@ -8,20 +8,13 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 use pointsman_config::Config;
+use pointsman_process::cli::{self, CONFIG, ConfigFile, UNAVAILABLE, count, pretty, print};
+use pointsman_process::client::{self, Client, ClientError};
+use pointsman_process::{PROXY, table};
 
 use crate::unbuilt::unbuilt;
 
-mod client;
 mod show;
-mod table;
-
-use client::{Client, ClientError};
-
-/// sysexits(3), `EX_UNAVAILABLE`: nobody answers.
-const UNAVAILABLE: u8 = 69;
-
-/// sysexits(3), `EX_CONFIG`: the configuration cannot be used.
-const CONFIG: u8 = 78;
 
 /// Sets every PostgreSQL connection onto the right server.
 #[derive(Debug, Parser)]
@@ -125,20 +118,6 @@ Examples:
     },
 }
 
-/// The configuration file.
-#[derive(Clone, Debug, Args)]
-pub struct ConfigFile {
-    /// The configuration file
-    #[arg(
-        long,
-        short,
-        env = "POINTSMAN_CONFIG",
-        default_value = "/etc/pointsman/pointsman.toml",
-        value_name = "FILE"
-    )]
-    pub config: PathBuf,
-}
-
 /// How to reach the running process.
 #[derive(Clone, Debug, Args)]
 pub struct Socket {
@@ -198,12 +177,8 @@ impl Cli {
                     ExitCode::from(if error.is_refusal() { 1 } else { UNAVAILABLE })
                 }
             },
-            Command::Completions { shell } => {
-                let mut script = Vec::new();
-                clap_complete::generate(shell, &mut Self::command(), "pointsman", &mut script);
-                print(&script)
-            }
-            Command::Man { out } => man(out.as_deref()),
+            Command::Completions { shell } => cli::completions(PROXY, Self::command(), shell),
+            Command::Man { out } => cli::man(PROXY, Self::command(), out.as_deref()),
         }
     }
 }
@@ -246,7 +221,6 @@ fn check(path: &Path) -> ExitCode {
         eprint!("{}", refusal(path, &missing));
         return ExitCode::from(CONFIG);
     }
-    let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
     let mut text = format!(
         "{}: the configuration is fine: {}, {}, node {}\n",
         path.display(),
@@ -256,45 +230,22 @@ fn check(path: &Path) -> ExitCode {
     );
     if config.vrrp.is_some() || !config.vips.is_empty() {
         let vips = count(config.vips.len(), "virtual IP");
-        let _ = writeln!(
-            text,
-            "{vips}: pointsman-vip, whose business that is, is not built yet; keep keepalived for it"
-        );
+        let _ = writeln!(text, "{vips}: the business of pointsman-vip (`pointsman-vip check`)");
     }
     print(text.as_bytes())
-}
-
-fn man(out: Option<&Path>) -> ExitCode {
-    let Some(directory) = out else {
-        let mut page = Vec::new();
-        let rendered = clap_mangen::Man::new(Cli::command()).render(&mut page);
-        return if rendered.is_ok() { print(&page) } else { ExitCode::FAILURE }; // a Vec takes everything
-    };
-    let written =
-        std::fs::create_dir_all(directory).and_then(|()| clap_mangen::generate_to(Cli::command(), directory));
-    if let Err(error) = written {
-        eprintln!("pointsman: cannot write manual pages into {}: {error}", directory.display());
-        return ExitCode::FAILURE;
-    }
-    ExitCode::SUCCESS
-}
-
-/// Writes to standard output. A reader that has seen enough (`| head`) is no error.
-fn print(text: &[u8]) -> ExitCode {
-    match io::stdout().write_all(text).and_then(|()| io::stdout().flush()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-        Err(_) => ExitCode::FAILURE,
-    }
 }
 
 /// Asks the running process.
 fn ask(question: Question) -> Result<(), ClientError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| ClientError::Broken(error.to_string()))?;
+    let runtime = runtime.map_err(|error| ClientError::Broken { program: PROXY, why: error.to_string() })?;
     runtime.block_on(async {
         match question {
-            Question::Status(socket) => show(&socket, "/api/v1/status", show::status).await,
+            Question::Status(socket) => {
+                // Another process is asked for it: without that, the rest is worth showing just the same.
+                let vip = if socket.json { None } else { socket.client().get("/api/v1/vip").await.ok() };
+                show(&socket, "/api/v1/status", |answer| show::status(answer, vip.as_ref())).await
+            }
             Question::Members(socket) => show(&socket, "/api/v1/members", show::members).await,
             Question::Sessions { socket, limit } => {
                 show(&socket, &format!("/api/v1/sessions?limit={limit}"), show::sessions).await
@@ -319,10 +270,6 @@ async fn show(
     let answer = socket.client().get(path).await?;
     print(if socket.json { pretty(&answer) } else { table(&answer) }.as_bytes());
     Ok(())
-}
-
-fn pretty(value: &serde_json::Value) -> String {
-    format!("{value:#}\n")
 }
 
 async fn set(change: &Change, action: &str) -> Result<(), ClientError> {
@@ -378,8 +325,7 @@ impl MemberPath {
 
 impl Socket {
     fn client(&self) -> Client {
-        let path = self.path.clone().or_else(|| client::configured(&self.config.config));
-        Client::new(path.unwrap_or_else(|| PathBuf::from("/run/pointsman/admin.sock")))
+        Client::of(PROXY, self.path.as_deref(), &self.config.config)
     }
 }
 

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use clap::Parser as _;
 use pointsman::cli::Cli;
-use pointsman::logging::Logging;
 use pointsman::run::{run, runtime};
 use pointsman_config::Config;
+use pointsman_process::logging::Logging;
 
 fn main() -> ExitCode {
     Cli::parse().carry_out(serve)
@@ -28,9 +28,6 @@ fn serve(config: Config, file: &Path) -> ExitCode {
     };
     for warning in &config.warnings {
         tracing::warn!("{warning}");
-    }
-    if !config.vips.is_empty() {
-        tracing::warn!("the file has [[vips]], but pointsman-vip is not built yet: keep keepalived for them");
     }
     let ended = runtime.block_on(run(config, file, &logging));
     // Threads that read a slow disk or wait for a name server can be left to themselves.

@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use pointsman_config::Config;
+use pointsman_process::logging::Logging;
 use tokio::time::Instant;
 
 use crate::cluster::Cluster;
 use crate::life;
 use crate::listener::{Listener, Sockets};
-use crate::logging::Logging;
 use crate::run::{Process, say_listening};
 use crate::unbuilt::unbuilt;
 
@@ -65,6 +65,7 @@ impl Process {
         }
         self.listeners.sort_by(&new.listeners.iter().map(|listener| &listener.name).collect::<Vec<_>>());
         self.config.clusters = new.clusters;
+        (self.config.vrrp, self.config.vips) = (new.vrrp, new.vips);
         self.show();
         let needed = life::raise_descriptors(&self.config);
         if needed != descriptors {

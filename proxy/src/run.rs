@@ -14,6 +14,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use pointsman_config::{ClusterName, Config, Relay};
+use pointsman_process::logging::Logging;
+use pointsman_process::service::{self, Signal, Signals};
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -25,9 +27,8 @@ use crate::backlog::{self, Overflows, Queues};
 use crate::clock::Clock;
 use crate::cluster::Cluster;
 use crate::engine::{Cores, Engine};
-use crate::life::{self, Signal, Signals};
+use crate::life;
 use crate::listener::{Context, Listener, Listeners, Settings, Sockets};
-use crate::logging::Logging;
 use crate::shard;
 use crate::state::{App, Life, ListenerHandle, Parts};
 
@@ -68,15 +69,15 @@ pub async fn run(config: Config, file: &Path, logging: &Logging) -> anyhow::Resu
     tasks.spawn(stop.clone().run_until_cancelled_owned(watchdog(Arc::clone(&app))));
     tasks.spawn(stop.clone().run_until_cancelled_owned(keep_house(Arc::clone(&app))));
     app.set_life(Life::Ready);
-    life::notify_ready(&status_line(&app));
+    service::notify_ready(&status_line(&app));
     tracing::info!(node = %app.node, version = env!("CARGO_PKG_VERSION"), "ready");
 
     loop {
         match signals.next().await {
             Signal::Reload => {
-                life::notify_reloading();
+                service::notify_reloading();
                 process.reload(logging).await;
-                life::notify_ready(&status_line(&app));
+                service::notify_ready(&status_line(&app));
             }
             Signal::Terminate => break process.drain(&mut signals).await,
             Signal::Interrupt => break process.stop(Duration::ZERO).await,
@@ -92,7 +93,7 @@ pub async fn run(config: Config, file: &Path, logging: &Logging) -> anyhow::Resu
 }
 
 async fn watchdog(app: Arc<App>) -> Infallible {
-    life::watchdog(|| app.is_alive()).await
+    service::watchdog(|| app.is_alive(), "a control task or a core of the relay engine is stuck").await
 }
 
 /// Keeps the line of `systemctl status` true, forgets the counters of members that are gone, and tells when the kernel
@@ -102,7 +103,7 @@ async fn keep_house(app: Arc<App>) -> Infallible {
     let mut overflows = backlog::Watch::start();
     loop {
         beat.tick().await;
-        life::notify_status(&status_line(&app));
+        service::notify_status(&status_line(&app));
         forget_members(&app);
         if let Some(grown) = overflows.grown() {
             app.listen_overflows.add(grown.overflows);
@@ -257,6 +258,7 @@ impl Process {
             listeners: listeners.collect(),
         };
         self.app.parts.store(Arc::new(parts));
+        self.app.vip.set_socket(&self.config);
     }
 
     /// SIGTERM: unready, no new sessions, old ones may finish; a second signal cuts the wait short.
@@ -273,7 +275,7 @@ impl Process {
         };
         tokio::select! {
             biased;
-            never = life::ask_for_time("draining") => match never {},
+            never = service::ask_for_time("draining") => match never {},
             () = ended => {}
         }
     }

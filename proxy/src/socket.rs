@@ -10,12 +10,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use pointsman_config::{Keepalive, Listener};
+pub(crate) use pointsman_process::bind::{BACKLOG, listen};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 use crate::engine::{Stream, timeout_at};
-
-/// Connections that the kernel keeps ready for accept(2); `net.core.somaxconn` caps it.
-pub(crate) const BACKLOG: i32 = 4096;
 
 /// How dead peers are found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,22 +43,6 @@ impl TcpOptions {
         socket.set_tcp_keepalive(&keepalive)?;
         socket.set_tcp_user_timeout(self.user_timeout)
     }
-}
-
-/// A listening socket. The address may be one that this host does not have yet (a virtual IP elsewhere).
-pub(crate) fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    if address.is_ipv6() {
-        socket.set_only_v6(true)?;
-        socket.set_freebind_v6(true)?;
-    } else {
-        socket.set_freebind_v4(true)?;
-    }
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
 }
 
 /// A socket that is to be connected to a server.

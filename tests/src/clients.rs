@@ -15,14 +15,11 @@ use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
 use crate::sql::{self, Reached};
-use crate::stopwatch::Attempt;
+use crate::stopwatch::{Attempt, lost_at_one_stroke};
 use crate::wait;
 
 /// How long one connection may take: longer than a fail-over with Patroni's shortest ttl.
 const ATTEMPT_DEADLINE: Duration = Duration::from_secs(70);
-
-/// Who is served at once is done by then, even on a busy machine; who takes longer has been waiting.
-const SERVED_WITHIN: Duration = Duration::from_secs(1);
 
 type Record = Arc<Mutex<Vec<Attempt>>>;
 
@@ -109,17 +106,11 @@ impl Served {
     /// As [`Served::check_none_failed`], when nobody knows the moment at which the server ended its sessions: there must
     /// be one moment at which all that failed were open, and just being served, not waiting.
     pub fn check_lost_at_one_stroke(&self) -> Result<()> {
-        let failed = || self.0.iter().filter(|one| one.outcome.is_err());
-        let last_begun = failed().map(|one| one.begun).max();
-        let first_ended = failed().map(|one| one.ended).min();
-        let at_one_stroke =
-            last_begun <= first_ended && failed().all(|one| one.ended - one.begun < SERVED_WITHIN);
-        if at_one_stroke {
+        if lost_at_one_stroke(&self.0) {
             ensure!(!self.0.is_empty(), "nobody connected");
             return Ok(());
         }
-        self.check_none_failed(None)
-            .with_context(|| format!("{} were not lost at one stroke", failed().count()))
+        self.check_none_failed(None).context("they were not lost at one stroke")
     }
 
     /// An error when any of them reached a server in the other role.

@@ -202,7 +202,8 @@ impl Cluster {
         ready.await.with_context(|| member.server().tail())
     }
 
-    /// Waits until one member is leader and writable and every other one streams on its timeline.
+    /// Waits until one member is leader and writable, every other one streams on its timeline, and any of them may lead
+    /// next.
     pub async fn wait_ready(&self) -> Result<()> {
         let ready = wait::until("every member to run and stream", READY_DEADLINE, async || {
             let leader = self.leader().await?;
@@ -211,9 +212,28 @@ impl Cluster {
             for member in self.members.iter().filter(|member| member.name() != leader) {
                 member.status().await?.check_replica_of(&status)?;
             }
-            Ok(())
+            self.check_eligible().await
         });
         ready.await.with_context(|| self.tails())
+    }
+
+    /// An error, unless the store knows every member. A store that was away for a ttl has forgotten them all, and until
+    /// they have written their keys again Patroni's leader may put down itself alone as who takes part in failsafe mode.
+    /// If it died then, none of the others would ever stand for election.
+    async fn check_eligible(&self) -> Result<()> {
+        for member in &self.members {
+            let key = self.get_key(&format!("members/{}", member.name())).await?;
+            key.with_context(|| format!("the store does not know {}", member.name()))?;
+        }
+        let config = self.get_key("config").await?.unwrap_or_default();
+        let config: Value = serde_json::from_str(&config).context("config")?;
+        if config.get("failsafe_mode") == Some(&json!(true)) {
+            let key = self.get_key("failsafe").await?.context("there is no key failsafe")?;
+            let named: Value = serde_json::from_str(&key).context("failsafe")?;
+            let all = self.members.iter().all(|member| named.get(member.name()).is_some());
+            ensure!(all, "failsafe mode is without some: {named}");
+        }
+        Ok(())
     }
 
     /// Who holds the leader key; an error when nobody does.

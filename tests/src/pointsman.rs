@@ -127,7 +127,7 @@ impl Pointsman {
     /// Waits until the read port has `count` candidates: a member's key says that it streams only after Patroni's next
     /// look, which may be later than [`Cluster::wait_ready`].
     pub async fn wait_replicas(&self, count: usize) -> Result<()> {
-        wait::until(format!("{count} replicas to serve"), READY_DEADLINE, async || {
+        let serving = wait::until(format!("{count} replicas to serve"), READY_DEADLINE, async || {
             let status = self.status().await?;
             let primary = status.pointer("/clusters/0/status/primary/state").cloned();
             let candidates = status.pointer("/listeners/1/candidates").and_then(Value::as_array);
@@ -137,8 +137,8 @@ impl Pointsman {
                 "primary {primary:?}, candidates {candidates:?}"
             );
             Ok(())
-        })
-        .await
+        });
+        serving.await.with_context(|| self.server.tail())
     }
 
     /// A field of what it says of its cluster's store: `state`, `age_ms`, `error`.

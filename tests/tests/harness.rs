@@ -120,7 +120,12 @@ async fn options_reach_patroni() -> Result<()> {
         ensure!(sync.get("sync_standby") == Some(&json!("pg2")), "{sync}");
         Ok(())
     })
-    .await
+    .await?;
+    // A cluster is not ready while one of its members could not lead next.
+    cluster.put_key("failsafe", "{\"pg1\":\"https://127.0.0.1:1\"}").await?;
+    cluster.wait_ready().await?;
+    assert!(key("failsafe").await?.get("pg2").is_some());
+    Ok(())
 }
 
 #[tokio::test]

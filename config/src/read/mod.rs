@@ -6,6 +6,7 @@ mod cross;
 mod listener;
 mod process;
 mod shared;
+mod track;
 mod vip;
 
 #[cfg(test)]

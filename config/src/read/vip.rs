@@ -11,11 +11,12 @@ use std::{
 use ipnet::IpNet;
 
 use crate::{
-    Centiseconds, Checksum, NodeName, Peers, Secret, Track, TrackProxy, Vip, VipName, Vrrp, VrrpProtocol,
+    Centiseconds, Checksum, NodeName, Peers, Secret, Vip, VipName, Vrrp, VrrpProtocol,
     read::{
         process::check_sockets,
         report_twice,
         shared::{self, Bind, Binds},
+        track::{Group, track},
     },
     reader::{Problem, Span, Table, Value, one_of, quote},
     units::{minutes, seconds, write_duration},
@@ -42,13 +43,20 @@ pub(super) fn read_all(
     }
     let tables = root.tables("vips", EXAMPLE);
     if !tables.is_empty() && vrrp.is_none() {
-        vrrp = Some(Vrrp { socket: root.cx.resolve(SOCKET), peers: None });
+        vrrp = Some(Vrrp {
+            socket: root.cx.resolve(SOCKET),
+            bind: Vec::new(),
+            peers: None,
+            realtime: false,
+            lock_memory: false,
+        });
     }
+    let peers = vrrp.as_ref().and_then(|vrrp| vrrp.peers.as_ref()).map(|peers| &peers.nodes);
     let mut vips: Vec<(Span, Vip)> = Vec::new();
     for table in tables {
         let span = table.span();
         let cx = table.cx;
-        let Some(vip) = vip(table, node) else { continue };
+        let Some(vip) = vip(table, node, peers) else { continue };
         if let Some((message, first)) =
             vips.iter().find_map(|(first, other)| Some((clash(&vip, other)?, first)))
         {
@@ -83,6 +91,11 @@ fn vrrp_section(mut table: Table<'_>, node: Option<&NodeName>, binds: &mut Binds
     check_sockets(&table, &span, &socket, admin);
     let heartbeat =
         table.duration("heartbeat", Duration::from_millis(3)..=seconds(1), Duration::from_millis(30));
+    let pages = table.get("bind").map(|value| shared::binds(value, 7002)).unwrap_or_default();
+    let bind = pages.iter().map(|page| page.address).collect();
+    binds.extend(pages);
+    let realtime = table.boolean("realtime", false);
+    let lock_memory = table.boolean("lock_memory", false);
     let (key, key_span) = shared::secret(&mut table, "key_file", None);
     if let (Some(key), Some(span)) = (&key, &key_span) {
         check_key(&table, key, span);
@@ -106,7 +119,7 @@ fn vrrp_section(mut table: Table<'_>, node: Option<&NodeName>, binds: &mut Binds
     }
     table.finish();
     let peers = peers.and(key).map(|key| Peers { nodes, key, heartbeat });
-    Vrrp { socket, peers }
+    Vrrp { socket, bind, peers, realtime, lock_memory }
 }
 
 fn check_key(table: &Table<'_>, key: &Secret, span: &Span) {
@@ -178,20 +191,28 @@ fn peer_address(text: &str) -> Result<SocketAddr, Problem> {
     Ok(address)
 }
 
-fn vip(mut table: Table<'_>, node: Option<&NodeName>) -> Option<Vip> {
+fn vip(
+    mut table: Table<'_>,
+    node: Option<&NodeName>,
+    peers: Option<&BTreeMap<NodeName, SocketAddr>>,
+) -> Option<Vip> {
     let interface = table.required("interface", "\"eth0\"").and_then(interface);
     let router_id = table.required("router_id", "51").and_then(|value| small(value, 255));
     let name_written = table.get("name");
     let name: Option<VipName> = name_written.and_then(|value| value.parse("\"write\"", shared::name));
     let addresses = addresses(&mut table);
     let ipv6 = matches!(addresses.first(), Some((IpNet::V6(_), _)));
-    let priority = table.required("priority", PRIORITY).and_then(|value| priorities(value, node));
+    let priority_written = table.required("priority", PRIORITY);
+    let priority = priority_written.and_then(|value| priorities(value, node));
+    if let (Some(value), Some((_, all)), Some(peers)) = (priority_written, &priority, peers) {
+        compare_hosts(value, all, peers);
+    }
     let protocol = protocol(&mut table, ipv6);
     let unicast = unicast(&mut table, ipv6);
     let preempt = table.boolean("preempt", true);
     let preempt_delay = table.duration("preempt_delay", Duration::ZERO..=minutes(60), seconds(5));
-    let priorities = priority.as_ref().map(|(_, all)| all);
-    let track = track(&mut table, interface.as_deref(), priorities);
+    let group = priority.as_ref().map(|(own, all)| Group { own: *own, all, preempt });
+    let track = track(&mut table, interface.as_deref(), group.as_ref());
     let notify = table.get("notify").and_then(executable);
     if let (Some((own, _)), false, Some(value)) = (&priority, preempt, table.get("preempt"))
         && own.get() == 255
@@ -234,7 +255,7 @@ fn small(value: Value<'_>, high: u32) -> Option<NonZeroU8> {
 }
 
 /// As Linux names its interfaces (IFNAMSIZ: 15 bytes).
-fn interface(value: Value<'_>) -> Option<String> {
+pub(super) fn interface(value: Value<'_>) -> Option<String> {
     let name = value.text("\"eth0\"")?;
     let bad = |c: char| c == '/' || c.is_whitespace() || !c.is_ascii();
     if name.len() > 15 || name.contains(bad) || matches!(name, "." | "..") {
@@ -308,6 +329,32 @@ fn priorities(
         missing_node(value, node, all.keys(), "50");
     }
     own.map(|own| (own, all))
+}
+
+/// The hosts that signal each other and those of a virtual router are mostly meant to be the same.
+fn compare_hosts(
+    value: Value<'_>,
+    priorities: &BTreeMap<NodeName, NonZeroU8>,
+    peers: &BTreeMap<NodeName, SocketAddr>,
+) {
+    if priorities.is_empty() {
+        return;
+    }
+    let names = |names: Vec<&NodeName>| {
+        names.iter().map(|name| quote(name.as_str())).collect::<Vec<_>>().join(" and ")
+    };
+    let without_priority: Vec<_> = peers.keys().filter(|name| !priorities.contains_key(*name)).collect();
+    if !without_priority.is_empty() {
+        let message = format!("`peers` names {}, and `priority` does not", names(without_priority));
+        let help = "add it here; leave it out only if it has no part in this virtual router";
+        value.cx.warning(&value.span(), message, help);
+    }
+    let without_signals: Vec<_> = priorities.keys().filter(|name| !peers.contains_key(*name)).collect();
+    if !without_signals.is_empty() {
+        let message = format!("`priority` names {}, and `peers` does not", names(without_signals));
+        let help = "add it to `peers` in [vrrp]; without that its loss is noticed by VRRP's timers only";
+        value.cx.warning(&value.span(), message, help);
+    }
 }
 
 fn protocol(table: &mut Table<'_>, ipv6: bool) -> Option<VrrpProtocol> {
@@ -401,61 +448,6 @@ fn unicast(table: &mut Table<'_>, ipv6: bool) -> Vec<IpAddr> {
         list.push(ip);
     }
     list
-}
-
-fn track(
-    table: &mut Table<'_>,
-    interface_of_vip: Option<&str>,
-    priorities: Option<&BTreeMap<NodeName, NonZeroU8>>,
-) -> Track {
-    let own = || interface_of_vip.map(str::to_owned).into_iter().collect();
-    let default = || Track { proxy: TrackProxy::Release, interfaces: own() };
-    let Some(value) = table.get("track") else { return default() };
-    let title = format!("`track` of {}", table.title());
-    let Some(mut track) = value.table("vips.track", title, "{ proxy = \"release\" }") else {
-        return default();
-    };
-    let proxy = track.get("proxy").and_then(|value| track_proxy(value, priorities));
-    let interfaces = match track.get("interfaces") {
-        Some(value) => {
-            value.list("[\"eth0\"]").unwrap_or_default().into_iter().filter_map(interface).collect()
-        }
-        None => own(),
-    };
-    track.finish();
-    Track { proxy: proxy.unwrap_or(TrackProxy::Release), interfaces }
-}
-
-/// `release`, `ignore`, or a negative weight that can make a difference.
-fn track_proxy(value: Value<'_>, priorities: Option<&BTreeMap<NodeName, NonZeroU8>>) -> Option<TrackProxy> {
-    if !value.is_integer() {
-        let written = value.string("\"release\"")?;
-        return match written {
-            "release" => Some(TrackProxy::Release),
-            "ignore" => Some(TrackProxy::Ignore),
-            _ => {
-                value.unknown_word(written, ["release", "ignore"].into_iter());
-                None
-            }
-        };
-    }
-    let weight = value.signed().unwrap_or(0);
-    let lower =
-        u8::try_from(weight.unsigned_abs()).ok().filter(|lower| *lower < 254).and_then(NonZeroU8::new);
-    let Some(lower) = lower.filter(|_| weight < 0) else {
-        let message = format!("`proxy` cannot be {weight}");
-        value.error(message, "write a weight from -1 to -253, \"release\" or \"ignore\"");
-        return None;
-    };
-    let mut sorted: Vec<u8> = priorities.into_iter().flatten().map(|(_, priority)| priority.get()).collect();
-    sorted.sort_unstable_by(|a, b| b.cmp(a));
-    if let [first, second, ..] = sorted.as_slice()
-        && first.saturating_sub(lower.get()) >= *second
-    {
-        let message = format!("{weight} never moves the addresses: {first}{weight} is not below {second}");
-        value.error(message, format!("write a weight of -{} or less, or \"release\"", first - second + 1));
-    }
-    Some(TrackProxy::Lower(lower))
 }
 
 /// A program that exists. Whether it may be run is known only to the user that runs it.

@@ -13,11 +13,12 @@ use std::time::Duration;
 use http_body_util::BodyExt as _;
 use hyper::body::{Bytes, Frame};
 use hyper::{Method, Request, StatusCode};
+use pointsman_process::answer::{self, Answer};
+use pointsman_process::request;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc};
 
-use super::answer::{self, Answer};
-use super::{Context, router};
+use super::Context;
 use crate::timeline::Entry;
 
 /// Streams at once.
@@ -50,7 +51,7 @@ pub(super) fn stream<B>(context: &Context, request: &Request<B>) -> Answer {
 /// The number of the last entry that the reader has.
 fn start<B>(context: &Context, request: &Request<B>) -> u64 {
     let header = request.headers().get("last-event-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
-    let id = header.or_else(|| router::query(request.uri(), "since"));
+    let id = header.or_else(|| request::query(request.uri(), "since"));
     id.and_then(|id| id.parse().ok()).unwrap_or_else(|| context.app.timeline.last())
 }
 

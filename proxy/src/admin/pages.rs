@@ -1,8 +1,8 @@
 //! The dashboard's files, all within the program: a load balancer's host has no way to the Internet.
 
 use hyper::StatusCode;
+use pointsman_process::answer::{self, Answer};
 
-use super::answer::{self, Answer};
 use crate::state::App;
 
 const DASHBOARD: &str = include_str!("../../assets/dashboard.html");

@@ -1,21 +1,29 @@
 //! Which path answers what.
 
-use std::borrow::Cow;
+use hyper::{Method, Request, StatusCode};
+use pointsman_process::answer::{self, Answer};
+use pointsman_process::request::{self, Change, Door, look, number, query};
 
-use hyper::header::CONTENT_LENGTH;
-use hyper::{Method, Request, StatusCode, Uri};
-
-use super::answer::{self, Answer};
-use super::{Context, Door, actions, api, events, health, pages};
+use super::{Context, actions, api, events, health, pages};
+use crate::vip::VipView;
 
 /// What a person who guessed wrong is told.
 const PATHS: &str = "not found; there is / (also /stats), /metrics, /live, /ready, /primary, /replicas, \
-     /api/v1/status, /api/v1/members, /api/v1/sessions, /api/v1/listeners, /api/v1/timeline, /api/v1/events";
+     /api/v1/status, /api/v1/members, /api/v1/sessions, /api/v1/listeners, /api/v1/timeline, /api/v1/events, /api/v1/vip";
 
 /// Answers one request. Its body is never read: nothing here takes one.
-pub(super) fn handle<B>(context: &Context, door: Door, request: &Request<B>) -> Answer {
+pub(super) async fn handle<B: Send>(context: &Context, door: Door, request: Request<B>) -> Answer {
+    // The one page for which somebody else is asked first, and only if it is wanted.
+    let vip = match request.uri().path() {
+        "/api/v1/vip" => Some(context.app.vip.look().await),
+        _ => None,
+    };
+    route(context, door, &request, vip.as_deref())
+}
+
+fn route<B>(context: &Context, door: Door, request: &Request<B>, vip: Option<&VipView>) -> Answer {
     let uri = request.uri();
-    let parts: Vec<_> = uri.path().split('/').skip(1).map(decode).collect();
+    let parts = request::parts(uri);
     let parts: Vec<_> = parts.iter().map(AsRef::as_ref).collect();
     let answer = match parts.as_slice() {
         [name @ ("live" | "ready" | "primary" | "replicas")] => return probe(context, request, name),
@@ -23,10 +31,13 @@ pub(super) fn handle<B>(context: &Context, door: Door, request: &Request<B>) -> 
             change(request, door, || actions::member(&context.app, cluster, member, action))
         }
         ["api", "v1", "sessions", id, "kill"] => change(request, door, || actions::kill(&context.app, id)),
+        ["api", "v1", "addresses", "left"] => {
+            change(request, door, || actions::left(&context.app, query(request.uri(), "address").as_deref()))
+        }
+        ["api", "v1", "vip"] => look(request, || answer::json(StatusCode::OK, &vip)),
         parts => look(request, || page(context, request, parts)),
     };
-    // What was sent and not read would be taken for the next request's head.
-    if has_body(request) { answer::closing(answer) } else { answer }
+    request::unread(request, answer)
 }
 
 /// What anybody may look at.
@@ -76,99 +87,12 @@ fn probe<B>(context: &Context, request: &Request<B>, name: &str) -> Answer {
     })
 }
 
-/// Reading: GET and HEAD.
-fn look<B>(request: &Request<B>, page: impl FnOnce() -> Answer) -> Answer {
-    const ALLOW: &str = "GET, HEAD, OPTIONS";
-    match *request.method() {
-        Method::GET | Method::HEAD => page(),
-        Method::OPTIONS => answer::allowed(StatusCode::NO_CONTENT, ALLOW),
-        _ => answer::allowed(StatusCode::METHOD_NOT_ALLOWED, ALLOW),
-    }
-}
-
 /// Changing: POST, through the UNIX socket.
 fn change<B>(request: &Request<B>, door: Door, act: impl FnOnce() -> Answer) -> Answer {
-    const ALLOW: &str = "POST, OPTIONS";
-    match (request.method(), door) {
-        (&Method::POST, Door::Unix) => act(),
-        (&Method::POST, Door::Tcp) => answer::problem(
-            StatusCode::FORBIDDEN,
-            "changes are made on the host itself: `pointsman drain|maint|ready|kill`, or POST to the UNIX socket",
-        ),
-        (&Method::OPTIONS, _) => answer::allowed(StatusCode::NO_CONTENT, ALLOW),
-        _ => answer::allowed(StatusCode::METHOD_NOT_ALLOWED, ALLOW),
-    }
-}
-
-fn has_body<B>(request: &Request<B>) -> bool {
-    let headers = request.headers();
-    headers.contains_key(hyper::header::TRANSFER_ENCODING)
-        || headers.get(CONTENT_LENGTH).is_some_and(|length| length.as_bytes() != b"0")
-}
-
-/// A number in the query, or what it is without one.
-fn number(uri: &Uri, name: &str, default: u64) -> Result<u64, String> {
-    match query(uri, name) {
-        None => Ok(default),
-        Some(text) => text.parse().map_err(|_| format!("{name} must be a whole number")),
-    }
-}
-
-/// The first value of a key in the query.
-pub(super) fn query(uri: &Uri, name: &str) -> Option<String> {
-    uri.query()?.split('&').find_map(|pair| {
-        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        (decode(key) == name).then(|| decode(value).into_owned())
-    })
-}
-
-/// Percent-decoding (RFC 3986, 2.1). What cannot be decoded stays as it is: it names nothing that we have.
-fn decode(text: &str) -> Cow<'_, str> {
-    if !text.contains('%') {
-        return Cow::Borrowed(text);
-    }
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((first, after)) = rest.split_first() {
-        let escaped = match (first, after) {
-            (b'%', [high, low, ..]) => hex(*high).zip(hex(*low)).map(|(high, low)| high * 16 + low),
-            _ => None,
-        };
-        bytes.push(escaped.unwrap_or(*first));
-        rest = if escaped.is_some() { after.get(2..).unwrap_or_default() } else { after };
-    }
-    String::from_utf8(bytes).map_or(Cow::Borrowed(text), Cow::Owned)
-}
-
-fn hex(digit: u8) -> Option<u8> {
-    char::from(digit).to_digit(16).and_then(|digit| u8::try_from(digit).ok())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn escapes_are_decoded_and_nonsense_stays() {
-        for (text, decoded) in [
-            ("pg1", "pg1"),
-            ("a%2Fb", "a/b"),
-            ("a%20%c3%a9", "a é"),
-            ("100%", "100%"),
-            ("%zz%4", "%zz%4"),
-            ("%ff", "%ff"),
-        ] {
-            assert_eq!(decode(text), decoded, "{text}");
-        }
-    }
-
-    #[test]
-    fn the_first_value_of_a_key_counts() {
-        let uri: Uri = "/ready?x=1&cluster=a%2Eb&cluster=c".parse().unwrap();
-        assert_eq!(query(&uri, "cluster").as_deref(), Some("a.b"));
-        assert_eq!(query(&uri, "y"), None);
-        assert_eq!(number(&uri, "x", 7), Ok(1));
-        assert_eq!(number(&uri, "since", 7), Ok(7));
-        assert!(number(&uri, "cluster", 7).is_err());
+    const INSTEAD: &str =
+        "changes are made on the host itself: `pointsman drain|maint|ready|kill`, or POST to the UNIX socket";
+    match request::change(request, door, INSTEAD) {
+        Change::Allowed => act(),
+        Change::Refused(answer) => answer,
     }
 }

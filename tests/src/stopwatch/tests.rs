@@ -34,6 +34,7 @@ fn verdict_counts_and_times() {
     assert!((verdict.share_ms - 10.0).abs() < 0.001, "{}", verdict.share_ms);
     assert_eq!(verdict.slowest, Duration::from_millis(5));
     assert_eq!(verdict.errors.get("refused"), Some(&2));
+    assert!(!verdict.lost_at_one_stroke);
 }
 
 #[test]

@@ -11,11 +11,14 @@
 //! * [`health`]: when the proxy counts as unwell. [`note`]: what people are told. [`status`]: what they and machines are shown.
 
 pub mod advert;
+mod bytes;
+mod checksum;
 pub mod event;
 pub mod frame;
 pub mod group;
 pub mod handshake;
 pub mod health;
+mod key;
 pub mod node;
 pub mod note;
 pub mod report;

@@ -144,8 +144,8 @@ pub enum Loss {
     Ended,
     /// Three heartbeats are missing.
     Silent,
-    /// It says itself that its interface cannot be used.
-    LinkLost,
+    /// It says itself that it holds them no more.
+    LetGo,
 }
 
 /// How a claim of somebody else was seen.
@@ -361,8 +361,18 @@ impl fmt::Display for Loss {
         f.write_str(match self {
             Self::Ended => "its process has ended",
             Self::Silent => "it has fallen silent",
-            Self::LinkLost => "it has lost its interface",
+            Self::LetGo => "it says that it holds the addresses no more",
         })
+    }
+}
+
+impl fmt::Display for PeerNews {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Alive => f.write_str("it is heard"),
+            Self::Lost(loss) => loss.fmt(f),
+            Self::Farewell => f.write_str("it stops, and has said so"),
+        }
     }
 }
 
@@ -412,7 +422,8 @@ impl fmt::Display for Reason {
                 write!(f, "this process did not run for {} ms; others may hold the addresses", by.as_millis())
             }
             Self::LinkLost(fault) => fault.fmt(f),
-            Self::Stopped { to } => write!(f, "pointsman-vip stops; {}", taken(to)),
+            Self::Stopped { to: Some(node) } => write!(f, "pointsman-vip stops; {node} has taken over"),
+            Self::Stopped { to: None } => f.write_str("pointsman-vip stops"),
             Self::Reconfigured => f.write_str("the configuration has changed"),
         }
     }

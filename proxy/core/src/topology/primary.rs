@@ -310,9 +310,11 @@ impl Topology {
     pub(super) fn announcement(&mut self, announcement: Option<&Announcement>, now: Now) {
         let Some(owner) = &self.owner else { return };
         let leader = owner.member.clone();
+        // Patroni refuses whom it does not know and who leads already, but only at its next look: nobody waits for that.
+        let possible = |to: &MemberName| *to != leader && self.members.get(to).is_some_and(Member::present);
         let concerns = |a: &&Announcement| match (&a.leader, &a.candidate) {
-            (Some(from), _) => *from == leader,
-            (None, Some(to)) => *to != leader,
+            (Some(from), to) => *from == leader && to.as_ref().is_none_or(possible),
+            (None, Some(to)) => possible(to),
             (None, None) => false,
         };
         let before = self.announced.clone();

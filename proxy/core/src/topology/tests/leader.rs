@@ -331,6 +331,17 @@ fn an_announcement_is_let_go_when_the_leader_still_takes_writes_5_s_later() {
 }
 
 #[test]
+fn nobody_waits_for_a_switchover_that_patroni_cannot_make() {
+    let mut bench = Bench::steady();
+    bench.announce("n1", "nobody", None).expect_primary("n1");
+    bench.announce("n1", "n1", None).expect_primary("n1"); // it leads already
+    bench.delete_member("n3").announce("n1", "n3", None).expect_primary("n1");
+    assert!(!bench.notes.iter().any(|note| matches!(note, What::SwitchoverAnnounced { .. })));
+    let n3 = crate::view::MemberView { name: "n3".into(), ..bench.store.members[&"n2".into()].clone() };
+    bench.put(n3).expect_no_primary("switchover-announced"); // now it can
+}
+
+#[test]
 fn a_scheduled_switchover_holds_from_one_second_before_its_time() {
     let mut bench = Bench::steady();
     bench.announce("n1", "n2", Some(10_000)).expect_primary("n1");

@@ -9,20 +9,22 @@ use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 
-pub(super) type Body = BoxBody<Bytes, Infallible>;
-pub(super) type Answer = Response<Body>;
+/// A body that is there as a whole, or comes bit by bit.
+pub type Body = BoxBody<Bytes, Infallible>;
+/// What a request is answered.
+pub type Answer = Response<Body>;
 
 /// The page takes scripts, styles and data from us alone, and runs nothing that is written in the page.
 const CONTENT_SECURITY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
      connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'";
 
 /// An answer of any type.
-pub(super) fn of(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
+pub fn of(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
     with_body(status, content_type, Full::new(body.into()).boxed())
 }
 
 /// An answer with a body that comes bit by bit.
-pub(super) fn with_body(status: StatusCode, content_type: &'static str, body: Body) -> Answer {
+pub fn with_body(status: StatusCode, content_type: &'static str, body: Body) -> Answer {
     let mut answer = Response::new(body);
     *answer.status_mut() = status;
     set(&mut answer, header::CONTENT_TYPE, content_type);
@@ -30,7 +32,7 @@ pub(super) fn with_body(status: StatusCode, content_type: &'static str, body: Bo
 }
 
 /// JSON.
-pub(super) fn json<T: Serialize>(status: StatusCode, value: &T) -> Answer {
+pub fn json<T: Serialize>(status: StatusCode, value: &T) -> Answer {
     match serde_json::to_vec(value) {
         Ok(mut text) => {
             text.push(b'\n');
@@ -42,7 +44,7 @@ pub(super) fn json<T: Serialize>(status: StatusCode, value: &T) -> Answer {
 }
 
 /// A JSON object with one sentence.
-pub(super) fn problem(status: StatusCode, sentence: &str) -> Answer {
+pub fn problem(status: StatusCode, sentence: &str) -> Answer {
     #[derive(Serialize)]
     struct Problem<'a> {
         error: &'a str,
@@ -51,7 +53,7 @@ pub(super) fn problem(status: StatusCode, sentence: &str) -> Answer {
 }
 
 /// Nothing but a status and what may be asked.
-pub(super) fn allowed(status: StatusCode, allow: &'static str) -> Answer {
+pub fn allowed(status: StatusCode, allow: &'static str) -> Answer {
     let mut answer = if status.is_success() {
         finish(Response::new(Full::default().boxed()))
     } else {
@@ -63,7 +65,7 @@ pub(super) fn allowed(status: StatusCode, allow: &'static str) -> Answer {
 }
 
 /// Closes the connection after this answer.
-pub(super) fn closing(mut answer: Answer) -> Answer {
+pub fn closing(mut answer: Answer) -> Answer {
     set(&mut answer, header::CONNECTION, "close");
     answer
 }

@@ -1,4 +1,4 @@
-//! Sockets of the admin interface.
+//! Listening sockets: the addresses that everybody may use, and the UNIX socket of operators.
 
 use std::fs;
 use std::io;
@@ -8,10 +8,13 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use socket2::{SockRef, TcpKeepalive};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 
-use crate::socket;
+use crate::Program;
+
+/// Connections that the kernel keeps ready for accept(2); `net.core.somaxconn` caps it.
+pub const BACKLOG: i32 = 4096;
 
 /// The group that may use the UNIX socket, where the system has it.
 const GROUP: &str = "pointsman";
@@ -19,32 +22,45 @@ const GROUP: &str = "pointsman";
 /// A peer that does not take our bytes for so long is gone.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Why the admin interface cannot be reached.
+/// Why a program cannot be reached.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     /// An address is in use, or not ours to use.
-    #[error("admin.bind: cannot listen on {address}: {error}")]
+    #[error("{}.bind: cannot listen on {address}: {error}", program.section)]
     Tcp {
+        /// Whose.
+        program: Program,
         /// The address.
         address: SocketAddr,
         /// What the system said.
         error: io::Error,
     },
     /// Another process answers on the socket.
-    #[error("admin.socket: another process listens on {}: is pointsman running already?", path.display())]
+    #[error(
+        "{}.socket: another process listens on {}: is {} running already?",
+        program.section,
+        path.display(),
+        program.name
+    )]
     InUse {
+        /// Whose.
+        program: Program,
         /// The socket.
         path: PathBuf,
     },
     /// The path is taken by something that is not a socket.
-    #[error("admin.socket: {} exists and is not a socket", path.display())]
+    #[error("{}.socket: {} exists and is not a socket", program.section, path.display())]
     NotASocket {
+        /// Whose.
+        program: Program,
         /// The path.
         path: PathBuf,
     },
     /// The socket cannot be made.
-    #[error("admin.socket: cannot create {}: {error}", path.display())]
+    #[error("{}.socket: cannot create {}: {error}", program.section, path.display())]
     Unix {
+        /// Whose.
+        program: Program,
         /// The socket.
         path: PathBuf,
         /// What the system said.
@@ -53,16 +69,29 @@ pub enum BindError {
 }
 
 /// Binds one address. It may be one that this host does not have yet (a virtual IP).
-pub(super) fn tcp(address: SocketAddr) -> Result<TcpListener, BindError> {
-    listen(address).map_err(|error| BindError::Tcp { address, error })
+pub fn tcp(program: Program, address: SocketAddr) -> Result<TcpListener, BindError> {
+    let listening = listen(address).and_then(TcpListener::from_std);
+    listening.map_err(|error| BindError::Tcp { program, address, error })
 }
 
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    TcpListener::from_std(socket::listen(address)?)
+/// A listening socket. The address may be one that this host does not have yet (a virtual IP elsewhere).
+pub fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+        socket.set_freebind_v6(true)?;
+    } else {
+        socket.set_freebind_v4(true)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
 }
 
 /// A peer that vanished, or that never reads, must not keep its place.
-pub(super) fn prepare(stream: &TcpStream) {
+pub fn prepare(stream: &TcpStream) {
     let socket = SockRef::from(stream);
     let keepalive = TcpKeepalive::new().with_time(PATIENCE).with_interval(Duration::from_secs(10));
     // Each of these is a precaution; the connection works without it.
@@ -74,12 +103,12 @@ pub(super) fn prepare(stream: &TcpStream) {
 /// Makes the UNIX socket: 0660, group `pointsman` where it exists, in place of a stale one.
 ///
 /// It is made under another name and moved into place, so that it is never there with wider permissions.
-pub(super) fn unix(path: &Path) -> Result<(UnixListener, SocketFile), BindError> {
-    let failed = |error| BindError::Unix { path: path.to_owned(), error };
+pub fn unix(program: Program, path: &Path) -> Result<(UnixListener, SocketFile), BindError> {
+    let failed = |error| BindError::Unix { program, path: path.to_owned(), error };
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).map_err(failed)?;
     }
-    check_free(path)?;
+    check_free(program, path)?;
     let mut draft = path.as_os_str().to_owned();
     draft.push(format!(".{}", std::process::id()));
     let draft = PathBuf::from(draft);
@@ -96,18 +125,18 @@ pub(super) fn unix(path: &Path) -> Result<(UnixListener, SocketFile), BindError>
 }
 
 /// A socket that nobody listens on is left over from a crash and may be replaced; nothing else may.
-fn check_free(path: &Path) -> Result<(), BindError> {
-    let failed = |error| BindError::Unix { path: path.to_owned(), error };
+fn check_free(program: Program, path: &Path) -> Result<(), BindError> {
+    let failed = |error| BindError::Unix { program, path: path.to_owned(), error };
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(failed(error)),
         Ok(found) if !found.file_type().is_socket() => {
-            return Err(BindError::NotASocket { path: path.to_owned() });
+            return Err(BindError::NotASocket { program, path: path.to_owned() });
         }
         Ok(_) => {}
     }
     match UnixStream::connect(path) {
-        Ok(_) => Err(BindError::InUse { path: path.to_owned() }),
+        Ok(_) => Err(BindError::InUse { program, path: path.to_owned() }),
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
         Err(error) => Err(failed(error)),
     }
@@ -115,7 +144,7 @@ fn check_free(path: &Path) -> Result<(), BindError> {
 
 /// Removes the socket's file at the end, if it is still ours.
 #[derive(Debug)]
-pub(super) struct SocketFile {
+pub struct SocketFile {
     path: PathBuf,
     identity: (u64, u64),
 }

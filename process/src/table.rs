@@ -2,7 +2,7 @@
 
 /// How a column is aligned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Column {
+pub enum Column {
     /// Words.
     Left(&'static str),
     /// Numbers.
@@ -18,7 +18,7 @@ impl Column {
 }
 
 /// A table with a head; columns are two spaces apart, and no line ends in spaces.
-pub(super) fn table(columns: &[Column], rows: &[Vec<String>]) -> String {
+pub fn table(columns: &[Column], rows: &[Vec<String>]) -> String {
     let head: Vec<_> = columns.iter().map(|column| column.name().to_owned()).collect();
     let rows: Vec<Vec<String>> =
         rows.iter().map(|row| row.iter().map(|cell| clean(cell)).collect()).collect();
@@ -44,13 +44,13 @@ pub(super) fn table(columns: &[Column], rows: &[Vec<String>]) -> String {
 }
 
 /// A text without characters that could steer a terminal: it may come from a client or from the store.
-pub(super) fn clean(text: &str) -> String {
+pub fn clean(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 /// Bytes in binary units: `0`, `512 B`, `12.0 KiB`.
 #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
-pub(super) fn bytes(count: u64) -> String {
+pub fn bytes(count: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     if count < 1024 {
         return if count == 0 { "0".to_owned() } else { format!("{count} B") };

@@ -1,4 +1,4 @@
-//! HTTP over the admin socket.
+//! HTTP over the UNIX socket of a running program.
 
 use std::fmt::Write as _;
 use std::io;
@@ -15,7 +15,10 @@ use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-/// How long an answer may take.
+use crate::Program;
+use crate::table::clean;
+
+/// How long an answer may take, unless the caller has less time.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The largest answer that is read: some hundred thousand sessions.
@@ -23,10 +26,12 @@ const LARGEST: usize = 256 << 20;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ClientError {
+pub enum ClientError {
     /// Nobody listens on the socket, or we may not use it.
-    #[error("cannot reach pointsman at {}: {}", path.display(), explain(error))]
+    #[error("cannot reach {} at {}: {}", program.name, path.display(), explain(*program, error))]
     Unreachable {
+        /// Whom.
+        program: Program,
         /// The socket.
         path: PathBuf,
         /// What the system said.
@@ -36,21 +41,32 @@ pub(super) enum ClientError {
     #[error("{0}")]
     Refused(String),
     /// The answer ended early, came too late, or makes no sense.
-    #[error("pointsman gave no usable answer: {0}")]
-    Broken(String),
+    #[error("{} gave no usable answer: {why}", program.name)]
+    Broken {
+        /// Who.
+        program: Program,
+        /// What was wrong with it.
+        why: String,
+    },
 }
 
 impl ClientError {
-    /// Whether pointsman is well and said no.
-    pub(super) fn is_refusal(&self) -> bool {
+    /// Whether the program is well and said no.
+    pub fn is_refusal(&self) -> bool {
         matches!(self, Self::Refused(_))
+    }
+
+    /// Whether nobody listens on the socket: the program does not run.
+    pub fn is_absence(&self) -> bool {
+        use io::ErrorKind::{ConnectionRefused, NotFound};
+        matches!(self, Self::Unreachable { error, .. } if matches!(error.kind(), NotFound | ConnectionRefused))
     }
 }
 
-fn explain(error: &io::Error) -> String {
+fn explain(program: Program, error: &io::Error) -> String {
     let kind = error.kind();
     if matches!(kind, io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) {
-        "is it running? (`systemctl status pointsman`; --socket names another socket)".to_owned()
+        format!("is it running? (`systemctl status {}`; --socket names another socket)", program.name)
     } else if kind == io::ErrorKind::PermissionDenied {
         "permission denied; members of the group pointsman may use it, and root".to_owned()
     } else {
@@ -60,22 +76,42 @@ fn explain(error: &io::Error) -> String {
 
 /// A process to ask, by its socket.
 #[derive(Debug)]
-pub(super) struct Client {
+pub struct Client {
+    program: Program,
     path: PathBuf,
+    patience: Duration,
+    largest: usize,
 }
 
 impl Client {
-    pub(super) fn new(path: PathBuf) -> Self {
-        Self { path }
+    /// Asks `program` at its socket.
+    pub fn new(program: Program, path: PathBuf) -> Self {
+        Self { program, path, patience: PATIENCE, largest: LARGEST }
+    }
+
+    /// Asks `program` at a socket that is named, or that its configuration file names, or at the usual one.
+    pub fn of(program: Program, named: Option<&Path>, file: &Path) -> Self {
+        let path = named.map(Path::to_owned).or_else(|| configured(program, file));
+        Self::new(program, path.unwrap_or_else(|| PathBuf::from(program.socket)))
+    }
+
+    /// For a program that asks: it has less time than a person, and less room.
+    #[must_use]
+    pub fn within(self, patience: Duration, largest: usize) -> Self {
+        Self { patience, largest, ..self }
+    }
+
+    fn broken(&self, why: impl Into<String>) -> ClientError {
+        ClientError::Broken { program: self.program, why: why.into() }
     }
 
     /// Reads a document.
-    pub(super) async fn get(&self, path: &str) -> Result<Value, ClientError> {
+    pub async fn get(&self, path: &str) -> Result<Value, ClientError> {
         self.document(Method::GET, path).await
     }
 
     /// Changes something.
-    pub(super) async fn post(&self, path: &str) -> Result<Value, ClientError> {
+    pub async fn post(&self, path: &str) -> Result<Value, ClientError> {
         self.document(Method::POST, path).await
     }
 
@@ -84,34 +120,33 @@ impl Client {
         let asked = async {
             let answer = self.send(&mut tasks, method, path).await?;
             let status = answer.status();
-            let body = Limited::new(answer.into_body(), LARGEST).collect().await;
-            let body = body.map_err(|error| ClientError::Broken(error.to_string()))?.to_bytes();
-            let value =
-                serde_json::from_slice(&body).map_err(|error| ClientError::Broken(error.to_string()))?;
-            if status.is_success() { Ok(value) } else { Err(refused(status, &value)) }
+            let body = Limited::new(answer.into_body(), self.largest).collect().await;
+            let body = body.map_err(|error| self.broken(error.to_string()))?.to_bytes();
+            let value = serde_json::from_slice(&body).map_err(|error| self.broken(error.to_string()))?;
+            if status.is_success() { Ok(value) } else { Err(self.refused(status, &value)) }
         };
-        let answer = timeout(PATIENCE, asked).await;
+        let answer = timeout(self.patience, asked).await;
         answer.unwrap_or_else(|_| {
-            Err(ClientError::Broken(format!("nothing came for {} s", PATIENCE.as_secs())))
+            Err(self.broken(format!("nothing came for {} s", self.patience.as_secs_f32())))
         })
     }
 
     /// Follows a stream of server-sent events until it ends, or until `take` (name, data) has had enough.
-    pub(super) async fn events(
+    pub async fn events(
         &self,
         path: &str,
         mut take: impl FnMut(&str, &str) -> bool,
     ) -> Result<(), ClientError> {
         let mut tasks = JoinSet::new();
-        let sent = timeout(PATIENCE, self.send(&mut tasks, Method::GET, path)).await;
-        let answer = sent.unwrap_or_else(|_| Err(ClientError::Broken("no answer in time".to_owned())))?;
+        let sent = timeout(self.patience, self.send(&mut tasks, Method::GET, path)).await;
+        let answer = sent.unwrap_or_else(|_| Err(self.broken("no answer in time")))?;
         if !answer.status().is_success() {
-            return Err(refused(answer.status(), &Value::Null));
+            return Err(self.refused(answer.status(), &Value::Null));
         }
         let mut body = answer.into_body();
         let mut text = Vec::new();
         while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|error| ClientError::Broken(error.to_string()))?;
+            let frame = frame.map_err(|error| self.broken(error.to_string()))?;
             text.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
             while let Some(end) = text.windows(2).position(|pair| pair == b"\n\n") {
                 let event: Vec<_> = text.drain(..end + 2).collect();
@@ -121,7 +156,7 @@ impl Client {
                 }
             }
         }
-        Err(ClientError::Broken("the stream of events has ended: pointsman has stopped".to_owned()))
+        Err(self.broken("the stream of events has ended: it has stopped"))
     }
 
     async fn send(
@@ -130,21 +165,22 @@ impl Client {
         method: Method,
         path: &str,
     ) -> Result<Response<Incoming>, ClientError> {
-        let broken = |error: hyper::Error| ClientError::Broken(error.to_string());
-        let unreachable = |error| ClientError::Unreachable { path: self.path.clone(), error };
+        let broken = |error: hyper::Error| self.broken(error.to_string());
+        let unreachable =
+            |error| ClientError::Unreachable { program: self.program, path: self.path.clone(), error };
         let stream = UnixStream::connect(&self.path).await.map_err(unreachable)?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
         tasks.spawn(connection);
         let request = Request::builder().method(method).uri(path).header("host", "pointsman");
         let request = request.body(Empty::<Bytes>::new());
-        let request = request.map_err(|error| ClientError::Broken(error.to_string()))?;
+        let request = request.map_err(|error| self.broken(error.to_string()))?;
         sender.send_request(request).await.map_err(broken)
     }
-}
 
-fn refused(status: StatusCode, answer: &Value) -> ClientError {
-    let sentence = answer.get("error").and_then(Value::as_str).map(super::table::clean);
-    ClientError::Refused(sentence.unwrap_or_else(|| format!("pointsman answered {status}")))
+    fn refused(&self, status: StatusCode, answer: &Value) -> ClientError {
+        let sentence = answer.get("error").and_then(Value::as_str).map(clean);
+        ClientError::Refused(sentence.unwrap_or_else(|| format!("{} answered {status}", self.program.name)))
+    }
 }
 
 /// Name and data of one event.
@@ -161,21 +197,22 @@ fn parse(event: &[u8]) -> (String, String) {
 /// status need not be able to read the secrets that the file points to.
 ///
 /// A file that is no TOML is said: it may be just the one whose reload has failed.
-pub(super) fn configured(file: &Path) -> Option<PathBuf> {
+pub fn configured(program: Program, file: &Path) -> Option<PathBuf> {
     let text = std::fs::read_to_string(file).ok()?;
     let Ok(table) = text.parse::<toml::Table>() else {
         eprintln!(
-            "pointsman: {} has a syntax error: the default socket is asked (--socket names another one)",
+            "{}: {} has a syntax error: the default socket is asked (--socket names another one)",
+            program.name,
             file.display()
         );
         return None;
     };
-    let socket = table.get("admin")?.get("socket")?.as_str()?;
+    let socket = table.get(program.section)?.get("socket")?.as_str()?;
     Some(file.parent().unwrap_or(Path::new("")).join(socket))
 }
 
 /// Percent-encoding of one part of a path (RFC 3986, 2.1).
-pub(super) fn escape(part: &str) -> String {
+pub fn escape(part: &str) -> String {
     let mut escaped = String::new();
     for byte in part.bytes() {
         if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
@@ -190,6 +227,7 @@ pub(super) fn escape(part: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::PROXY;
 
     #[test]
     fn events_are_read_by_name_and_data() {
@@ -209,7 +247,7 @@ mod tests {
             "[clusters.main.sql]\npassword_file = \"/nowhere\"\n[admin]\nsocket = \"a.sock\"\n",
         )
         .unwrap();
-        assert_eq!(configured(&file), Some(dir.path().join("a.sock")));
-        assert_eq!(configured(&dir.path().join("none.toml")), None);
+        assert_eq!(configured(PROXY, &file), Some(dir.path().join("a.sock")));
+        assert_eq!(configured(PROXY, &dir.path().join("none.toml")), None);
     }
 }
