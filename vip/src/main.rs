@@ -1,6 +1,5 @@
 //! `pointsman-vip`: the virtual IP, and the command line that asks it.
 
-use std::os::fd::RawFd;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -14,7 +13,7 @@ fn main() -> ExitCode {
 }
 
 fn guard(config: &Config, file: &Path) -> ExitCode {
-    logged(config, || {
+    with_log(config, |_| {
         for warning in &config.warnings {
             tracing::warn!("{warning}");
         }
@@ -22,14 +21,13 @@ fn guard(config: &Config, file: &Path) -> ExitCode {
     })
 }
 
-fn worker(config: Config, file: &Path, link: RawFd) -> ExitCode {
-    logged(&config.clone(), || pointsman_vip::worker::run(config, file, link))
+fn worker(config: Config, file: &Path, link: i32) -> ExitCode {
+    with_log(&config.clone(), |logging| pointsman_vip::worker::run(config, file, link, logging))
 }
 
-/// Does its work with a log, the last line of which is written before the process ends.
-fn logged(config: &Config, work: impl FnOnce() -> ExitCode) -> ExitCode {
+fn with_log(config: &Config, run: impl FnOnce(&Logging) -> ExitCode) -> ExitCode {
     match Logging::start(config.log) {
-        Ok(_logging) => work(),
+        Ok(logging) => run(&logging),
         Err(error) => {
             eprintln!("pointsman-vip: {error}");
             ExitCode::FAILURE

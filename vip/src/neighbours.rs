@@ -5,7 +5,6 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd as _;
 
-use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 use tokio::io::unix::AsyncFd;
@@ -17,7 +16,7 @@ use crate::sys;
 /// Room for any ARP frame or neighbour advertisement that can be right.
 pub const BUFFER: usize = 2048;
 
-/// `ETH_P_ARP` of linux/if_ether.h.
+/// `ETH_P_ARP` of `linux/if_ether.h`.
 const ARP: u16 = 0x0806;
 /// The type of a neighbour advertisement (RFC 4861, section 4.4).
 const ADVERTISEMENT: u8 = 136;
@@ -110,7 +109,7 @@ pub struct Advertisement<'b> {
     pub source: Ipv6Addr,
     /// The hop limit that was left: 255 unless it comes from another network.
     pub hop_limit: u8,
-    /// From its ICMPv6 header on. The kernel has checked its checksum.
+    /// From its ICMP header on. The kernel has checked its checksum.
     pub message: &'b [u8],
 }
 
@@ -166,7 +165,7 @@ fn take<T>(
     for _ in 0..DOWN_IN_A_ROW {
         match readiness::take(socket, &mut receive) {
             // Said once when the interface goes down. It is told by its event; the socket stays good.
-            Err(error) if error.raw_os_error() == Some(Errno::NETDOWN.raw_os_error()) => {}
+            Err(error) if error.raw_os_error() == Some(libc::ENETDOWN) => {}
             Err(source) => {
                 return Err(RawError::Receive { what, interface: interface.to_owned(), source });
             }

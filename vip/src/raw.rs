@@ -117,12 +117,12 @@ pub enum RawError {
 
 /// What to do about it.
 fn hint(error: &io::Error) -> &'static str {
-    match error.raw_os_error().map(Errno::from_raw_os_error) {
-        Some(Errno::PERM) => {
+    match error.raw_os_error() {
+        Some(libc::EPERM) => {
             "; this needs CAP_NET_RAW (in the unit: AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW)"
         }
-        Some(Errno::NODEV) => "; there is no such interface (any more), or it has no part in this protocol",
-        Some(Errno::AFNOSUPPORT) => "; this kernel has no IPv6",
+        Some(libc::ENODEV) => "; there is no such interface (any more), or it has no part in this protocol",
+        Some(libc::EAFNOSUPPORT) => "; this kernel has no IPv6",
         Some(_) | None => "",
     }
 }
@@ -360,7 +360,7 @@ impl VrrpSender {
 pub(crate) const RETURN: u16 = 0x06;
 
 fn is_absent(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(Errno::AFNOSUPPORT.raw_os_error())
+    error.raw_os_error() == Some(libc::EAFNOSUPPORT)
 }
 
 #[cfg(test)]

@@ -17,11 +17,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pointsman_config::{Config, IpNet, Vip, VipName};
+use pointsman_process::logging::Logging;
 use pointsman_vrrp::advert::{Advert, Form, decode, peek};
-use pointsman_vrrp::event::{Action, Event, Link, State};
+use pointsman_vrrp::event::{Action, Event, Link, LinkFault, State};
 use pointsman_vrrp::frame::announcement;
 use pointsman_vrrp::node::{Node, NodeSettings};
-use pointsman_vrrp::note::{Alarm, Note, Transition};
+use pointsman_vrrp::note::{Note, Transition};
 use pointsman_vrrp::router::{OWNER, Settings};
 use pointsman_vrrp::time::Moment;
 use tokio::runtime::{Builder, Runtime};
@@ -32,7 +33,7 @@ use crate::netlink::{Lifetime, Netlink, NetlinkError, NetlinkEvent, NetlinkEvent
 use crate::peers::{Peers, PeersError};
 use crate::privileges;
 use crate::raw::Family;
-use crate::side::{self, Notice};
+use crate::side::{self, Ends, Notice};
 
 mod interfaces;
 
@@ -59,8 +60,8 @@ const TOLD_EVERY: Duration = Duration::from_secs(10);
 
 /// Runs the worker until it is told to stop. `link`: the descriptor that the guard left us. To be called before there are other
 /// threads than that of the log.
-pub fn run(config: Config, file: &Path, link: RawFd) -> ExitCode {
-    match prepare(&config).and_then(|runtime| Ok(runtime.block_on(work(config, file, link))?)) {
+pub fn run(config: Config, file: &Path, link: RawFd, logging: &Logging) -> ExitCode {
+    match prepare(&config).and_then(|runtime| work(&runtime, config, file, link, logging)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
@@ -86,10 +87,19 @@ fn prepare(config: &Config) -> anyhow::Result<Runtime> {
     Ok(Builder::new_current_thread().enable_all().build()?)
 }
 
-async fn work(config: Config, file: &Path, link: RawFd) -> anyhow::Result<()> {
-    let guard = GuardLink::from_fd(link)?;
+fn work(
+    runtime: &Runtime,
+    config: Config,
+    file: &Path,
+    link: RawFd,
+    logging: &Logging,
+) -> anyhow::Result<()> {
     let (ends, side) = side::start(&config)?;
-    Worker::start(config, file, guard, ends)?.run().await;
+    runtime.block_on(async {
+        let guard = GuardLink::from_fd(link)?;
+        Worker::start(config, file, guard, ends)?.run(logging).await;
+        anyhow::Ok(())
+    })?;
     side.end();
     Ok(())
 }
@@ -162,7 +172,7 @@ pub struct Worker {
     events: NetlinkEvents,
     peers: Option<Peers>,
     guard: GuardLink,
-    side: side::Ends,
+    ends: Ends,
     buffer: Box<[u8]>,
     refresh_at: Moment,
     beat_at: Moment,
@@ -172,12 +182,7 @@ pub struct Worker {
 
 impl Worker {
     /// Everything opened, nothing taken yet. On the runtime of the router thread.
-    pub fn start(
-        config: Config,
-        file: &Path,
-        guard: GuardLink,
-        side: side::Ends,
-    ) -> Result<Self, WorkerError> {
+    pub fn start(config: Config, file: &Path, guard: GuardLink, ends: Ends) -> Result<Self, WorkerError> {
         let events = NetlinkEvents::open()?; // before anything is read, so that no change is missed
         let began = Instant::now();
         let now = Moment::ZERO;
@@ -194,7 +199,7 @@ impl Worker {
             events,
             peers,
             guard,
-            side,
+            ends,
             buffer: vec![0; interfaces::BUFFER].into(),
             refresh_at: now,
             beat_at: now,
@@ -212,7 +217,7 @@ impl Worker {
     }
 
     /// Works until it is told to stop, then hands over.
-    pub async fn run(mut self) {
+    pub async fn run(mut self, logging: &Logging) {
         loop {
             self.take_all();
             self.keep_time();
@@ -233,7 +238,7 @@ impl Worker {
                 Woken::Guard(command) => command,
             };
             match command {
-                Command::Reload => self.reload().await,
+                Command::Reload => self.reload(logging).await,
                 Command::Stop => break,
                 Command::Gone => {
                     tracing::error!(
@@ -296,8 +301,8 @@ impl Worker {
             () = self.interfaces.readable() => Woken::Something,
             event = self.events.next() => Woken::Netlink(event),
             command = self.guard.command() => Woken::Guard(command),
-            Some(proxy) = self.side.proxy.recv() => Woken::Event(Event::Proxy(proxy)),
-            Some(command) = self.side.commands.recv() => Woken::Side(command),
+            Some(proxy) = self.ends.proxy.recv() => Woken::Event(Event::Proxy(proxy)),
+            Some(command) = self.ends.commands.recv() => Woken::Side(command),
             () = sleep_until(due.into()) => Woken::Something,
         }
     }
@@ -456,9 +461,7 @@ impl Worker {
         let link = self.interfaces.link(vip);
         let open = self.interfaces.get(&vip.interface).is_some_and(interfaces::Interface::is_open);
         match link {
-            Link::Up { .. } if !open => {
-                Link::Down(pointsman_vrrp::event::LinkFault::Missing(vip.interface.clone()))
-            }
+            Link::Up { .. } if !open => Link::Down(LinkFault::Missing(vip.interface.clone())),
             Link::Up { .. } | Link::Down(_) => link,
         }
     }
@@ -591,7 +594,7 @@ impl Worker {
         self.remove(name);
         if let Some(router) = self.routers.get(name) {
             let addresses = router.vip.addresses.iter().map(IpNet::addr).collect();
-            self.side.tell(Notice::Left { router: name.clone(), addresses });
+            self.ends.tell(Notice::Left { router: name.clone(), addresses });
         }
     }
 
@@ -685,12 +688,10 @@ impl Worker {
 
     fn note(&mut self, note: Note) {
         log(&note);
-        if let Note::Transition(transition) = &note
-            && transition.to == State::Active
-        {
-            self.side.tell(Notice::Took { router: transition.router.clone() });
+        if let Note::Transition(Transition { router, to: State::Active, .. }) = &note {
+            self.ends.tell(Notice::Took { router: router.clone() });
         }
-        self.side.tell(Notice::Note(note));
+        self.ends.tell(Notice::Note(note));
     }
 
     /// Publishes what is shown.
@@ -699,7 +700,7 @@ impl Worker {
         self.show_at = now + SHOW;
         let status = self.node.status(now);
         self.guard.status(&line(&status));
-        self.side.show(Arc::new(status));
+        self.ends.show(Arc::new(status));
     }
 
     /// Tells of a failure, not more often than somebody can read it.
@@ -714,16 +715,17 @@ impl Worker {
 
     // ---- A new configuration -----------------------------------------------------------------------------------------
 
-    async fn reload(&mut self) {
+    async fn reload(&mut self, logging: &Logging) {
         match Config::load(&self.file) {
             Err(diagnostics) => {
                 tracing::error!("the configuration stays as it was: the new one is wrong\n{diagnostics}");
-                self.side.tell(Notice::BadConfiguration(diagnostics.to_string()));
+                self.ends.tell(Notice::BadConfiguration(diagnostics.to_string()));
             }
             Ok(config) => {
                 for change in unchangeable(&self.config, &config) {
                     tracing::warn!("{change}: this takes effect with the next start");
                 }
+                logging.set_level(config.log.level);
                 self.take_configuration(config).await;
                 tracing::info!("the configuration was read anew");
             }
@@ -748,7 +750,7 @@ impl Worker {
         }
         self.carry_out(actions);
         self.tell_links(Some(&new));
-        self.side.tell(Notice::Configuration(Box::new(self.config.clone())));
+        self.ends.tell(Notice::Configuration(Box::new(self.config.clone())));
     }
 
     /// Other hosts, another key, another address of ours: all connections are made anew. What cannot be used is not taken.
@@ -795,7 +797,7 @@ impl Worker {
         if let Err(error) = self.netlink.remove_all(gone.into_iter().map(|net| (index, net)).collect()) {
             self.complain("release", &error);
         }
-        self.side.tell(Notice::Left { router: now.name.clone(), addresses });
+        self.ends.tell(Notice::Left { router: now.name.clone(), addresses });
     }
 }
 
@@ -847,17 +849,16 @@ fn log(note: &Note) {
         Note::Transition(Transition { router, from, to, reason, priority }) => {
             tracing::info!(%router, %from, %to, priority, reason = reason.label(), "{router} is {to}: {reason}");
         }
-        Note::Alarm { router, alarm } => log_alarm(router, alarm),
-        Note::AlarmOver { router, kind } => {
-            tracing::info!(%router, alarm = kind.as_str(), "{router}: {} is over", kind.as_str());
+        Note::Alarm { router, alarm } => {
+            tracing::warn!(%router, alarm = alarm.kind().as_str(), "{router}: {alarm}");
         }
+        Note::AlarmOver { router, kind } => {
+            tracing::info!(%router, alarm = kind.as_str(), "{router}: the alarm {} is over", kind.as_str());
+        }
+        // A stranger can cause twenty in a second; what is wrong then is an alarm.
         Note::Repaired { router, by } => {
-            tracing::debug!(%router, by = by.label(), "the neighbours are told anew who has the addresses");
+            tracing::debug!(%router, by = by.label(), "{router}: the neighbours are told anew who has the addresses");
         }
         Note::Peer { node, news } => tracing::info!(%node, "{node}: {news}"),
     }
-}
-
-fn log_alarm(router: &VipName, alarm: &Alarm) {
-    tracing::warn!(%router, alarm = alarm.kind().as_str(), "{router}: {alarm}");
 }

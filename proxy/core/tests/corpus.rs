@@ -3,29 +3,16 @@
 //! Files named `pg15-*` and `libpq15-*` were recorded from a real server and client.
 #![expect(clippy::unwrap_used, reason = "these are for tests: a missing file must fail them")]
 
-use std::fs;
-use std::path::PathBuf;
-
 use pointsman_core::error_response::SqlState;
 use pointsman_core::startup::{FirstMessage, HotStandbyScanner, Parsed, ServerReply, StartupParser};
 use proptest::prelude::*;
 
 #[path = "../../../fuzz/src/checks.rs"]
 pub mod checks;
+#[path = "../../../fuzz/src/mutation.rs"]
+pub mod mutation;
 
-fn corpus(target: &str) -> Vec<(String, Vec<u8>)> {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(target);
-    let mut files: Vec<_> = fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| {
-            let path = entry.unwrap().path();
-            (path.file_name().unwrap().to_str().unwrap().to_owned(), fs::read(path).unwrap())
-        })
-        .collect();
-    files.sort();
-    assert!(files.len() >= 10, "the corpus of {target} is missing");
-    files
-}
+use mutation::{corpus, mutated};
 
 fn file(target: &str, name: &str) -> Vec<u8> {
     corpus(target).into_iter().find(|(file, _)| file == name).unwrap().1
@@ -141,53 +128,6 @@ fn the_checks_hold_for_the_corpus() {
     for (_, bytes) in corpus("rest_cluster") {
         checks::rest_cluster(&bytes);
     }
-}
-
-#[derive(Clone, Debug)]
-enum Mutation {
-    Set(prop::sample::Index, u8),
-    Cut(prop::sample::Index),
-    Insert(prop::sample::Index, Vec<u8>),
-    /// Repeats the end from there on.
-    Repeat(prop::sample::Index),
-}
-
-fn mutation() -> impl Strategy<Value = Mutation> {
-    let byte = prop_oneof![Just(0u8), Just(8), Just(0xff), any::<u8>()];
-    prop_oneof![
-        3 => (any::<prop::sample::Index>(), byte).prop_map(|(at, byte)| Mutation::Set(at, byte)),
-        1 => any::<prop::sample::Index>().prop_map(Mutation::Cut),
-        1 => (any::<prop::sample::Index>(), proptest::collection::vec(any::<u8>(), 1..20))
-            .prop_map(|(at, bytes)| Mutation::Insert(at, bytes)),
-        1 => any::<prop::sample::Index>().prop_map(Mutation::Repeat),
-    ]
-}
-
-fn mutate(bytes: &mut Vec<u8>, mutation: &Mutation) {
-    if bytes.is_empty() {
-        return;
-    }
-    match mutation {
-        Mutation::Set(at, byte) => *at.get_mut(bytes) = *byte,
-        Mutation::Cut(at) => bytes.truncate(at.index(bytes.len())),
-        Mutation::Insert(at, more) => {
-            let at = at.index(bytes.len());
-            bytes.splice(at..at, more.iter().copied());
-        }
-        Mutation::Repeat(at) => bytes.extend_from_within(at.index(bytes.len())..),
-    }
-}
-
-fn mutated(target: &str) -> impl Strategy<Value = Vec<u8>> + use<> {
-    let files: Vec<_> = corpus(target).into_iter().map(|(_, bytes)| bytes).collect();
-    (prop::sample::select(files), proptest::collection::vec(mutation(), 0..6)).prop_map(
-        |(mut bytes, mutations)| {
-            for mutation in &mutations {
-                mutate(&mut bytes, mutation);
-            }
-            bytes
-        },
-    )
 }
 
 proptest! {

@@ -189,7 +189,6 @@ impl Handshake {
             }
             Stage::Failed(failure) => {
                 self.received.clear();
-                self.outgoing.clear();
                 Progress::Failed(*failure)
             }
         }

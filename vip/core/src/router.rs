@@ -131,6 +131,8 @@ pub struct Router {
     /// Since when nothing would have kept us from preempting.
     well_since: Moment,
     rivals: Rivals,
+    /// Nobody knows that we may have held the addresses before, see [`Router::introduce`].
+    unsaid: bool,
     alarms: Alarms,
     counters: Counters,
 }
@@ -164,6 +166,7 @@ impl Router {
             stopping: false,
             well_since: Moment::ZERO,
             rivals: Rivals::default(),
+            unsaid: true,
             alarms: Alarms::default(),
             counters: Counters::new(Reject::LABELS),
         }
@@ -263,7 +266,10 @@ impl Router {
         }
         match self.mode {
             Mode::Initialize => {}
-            Mode::Backup(_) => self.advert_in_backup(world, from, advert),
+            Mode::Backup(_) => {
+                self.advert_in_backup(world, from, advert);
+                self.introduce(world, from, advert, out);
+            }
             Mode::Active(_) => self.advert_while_active(world, from, advert, out),
         }
     }
@@ -391,9 +397,11 @@ impl Router {
             Mode::Active(_) if by >= patience && self.settings.priority != OWNER => {
                 self.step_down(now, Reason::Paused { by }, false, out);
             }
+            // The kernel drops addresses that nobody refreshes, and nobody did: they have to be there before they are announced.
+            Mode::Active(_) => out.push(Action::Hold { router: self.settings.name.clone() }),
             // What was said meanwhile was not heard.
             Mode::Backup(backup) => backup.listen(now, down),
-            Mode::Active(_) | Mode::Initialize => {}
+            Mode::Initialize => {}
         }
     }
 
@@ -417,6 +425,7 @@ impl Router {
 
     fn become_backup(&mut self, now: Moment, reason: Reason, out: &mut Vec<Action>) {
         let backup = Backup::new(now, self.settings.interval, self.down_interval(self.settings.interval));
+        self.unsaid = true;
         self.change_mode(now, Mode::Backup(backup), reason, out);
     }
 
@@ -430,6 +439,7 @@ impl Router {
             self.counters.adverts.sent += 1;
         }
         self.become_backup(now, reason, out);
+        self.unsaid = !say;
     }
 
     /// Out of the election: the addresses first, then priority 0.

@@ -5,7 +5,6 @@ use std::io;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use rustix::io::Errno;
 
 use super::Task;
 
@@ -104,16 +103,16 @@ impl fmt::Display for Doing {
 /// What to do about it.
 fn hint(doing: &Doing, error: &io::Error) -> &'static str {
     let adds_ipv6 = matches!(doing, Doing::Add(addresses) if matches!(addresses.first(), Some(IpNet::V6(_))));
-    match error.raw_os_error().map(Errno::from_raw_os_error) {
-        Some(Errno::PERM) => {
+    match error.raw_os_error() {
+        Some(libc::EPERM) => {
             "; this needs CAP_NET_ADMIN (in the unit: AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW)"
         }
-        Some(Errno::NODEV) => "; there is no such interface (any more)",
-        Some(Errno::ACCESS) if adds_ipv6 => {
+        Some(libc::ENODEV) => "; there is no such interface (any more)",
+        Some(libc::EACCES) if adds_ipv6 => {
             "; IPv6 is switched off on this interface (sysctl net.ipv6.conf.*.disable_ipv6)"
         }
-        Some(Errno::INVAL) => "; is the prefix right for this address, and is it none of this host already?",
-        Some(Errno::NOBUFS) if adds_ipv6 => {
+        Some(libc::EINVAL) => "; is the prefix right for this address, and is it none of this host already?",
+        Some(libc::ENOBUFS) if adds_ipv6 => {
             "; the interface is not ready for IPv6: is it up, and its MTU at least 1280?"
         }
         Some(_) | None => "",
@@ -129,7 +128,7 @@ mod tests {
         let error = NetlinkError::Refused {
             doing: Doing::Add(vec!["192.0.2.10/24".parse().unwrap()]),
             interface: "eth0".to_owned(),
-            source: Errno::PERM.into(),
+            source: io::Error::from_raw_os_error(libc::EPERM),
         };
         let text = error.to_string();
         assert!(text.starts_with("cannot add 192.0.2.10/24 on the interface eth0: "), "{text}");

@@ -4,7 +4,6 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
 
-use rustix::io::Errno;
 use rustix::net::SocketFlags;
 use rustix::net::sockopt::set_socket_recv_buffer_size;
 use tokio::io::unix::AsyncFd;
@@ -15,7 +14,7 @@ use super::{Address, LinkState, NetlinkError, worker};
 /// `RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR` of linux/rtnetlink.h.
 const GROUPS: u32 = 0x1 | 0x10 | 0x100;
 /// Room for some thousand events.
-const QUEUE: usize = 4 << 20;
+const QUEUE: usize = 1 << 20;
 const BUFFER: usize = 32 * 1024;
 
 /// Something has happened to an interface or an address.
@@ -86,7 +85,7 @@ impl NetlinkEvents {
             match crate::readiness::take(&self.socket, |socket| Ok(worker::receive(socket, buffer)?)) {
                 Ok(Some(length)) => self.read(length),
                 Ok(None) => return Ok(None),
-                Err(error) if error.raw_os_error() == Some(Errno::NOBUFS.raw_os_error()) => {
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
                     self.waiting.push_back(NetlinkEvent::Lagging);
                 }
                 Err(source) => return Err(NetlinkError::Events { source }),

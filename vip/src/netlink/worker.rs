@@ -80,6 +80,13 @@ enum Failure {
     Senseless(String),
 }
 
+impl Failure {
+    /// Of a code that the kernel has answered.
+    fn of(code: i32) -> Self {
+        Self::Kernel(io::Error::from_raw_os_error(code))
+    }
+}
+
 impl From<Errno> for Failure {
     fn from(error: Errno) -> Self {
         Self::Kernel(error.into())
@@ -131,7 +138,7 @@ impl Worker {
             let shares_route = present.iter().any(|other| brings_route(other, net));
             batch.extend(message::add(index, *net, lifetime, shares_route, self.next()));
         }
-        self.change(&batch, nets.len()).map_or(Ok(()), |(_, failure)| Err(failure))
+        self.change(&batch, nets.len(), &[]).map_or(Ok(()), |(_, failure)| Err(failure))
     }
 
     fn remove(&mut self, addresses: &[(u32, IpNet)]) -> Result<(), (u32, Failure)> {
@@ -139,15 +146,14 @@ impl Worker {
         for (index, net) in addresses {
             batch.extend(message::remove(*index, *net, self.next()));
         }
-        match self.change(&batch, addresses.len()) {
+        match self.change(&batch, addresses.len(), &[libc::EADDRNOTAVAIL, libc::ENODEV]) {
             None => Ok(()),
             Some((place, failure)) => Err((addresses.get(place).map_or(0, |(index, _)| *index), failure)),
         }
     }
 
-    /// Sends changes, the last one with the current number; the first that failed, with its place. What is removed and is
-    /// not there, or was on an interface that is not there, has not failed.
-    fn change(&mut self, batch: &[u8], count: usize) -> Option<(usize, Failure)> {
+    /// Sends changes, the last one with the current number; the first that failed, with its place.
+    fn change(&mut self, batch: &[u8], count: usize, harmless: &[i32]) -> Option<(usize, Failure)> {
         if count == 0 {
             return None;
         }
@@ -169,8 +175,8 @@ impl Worker {
                     continue; // late, of a request that was given up
                 }
                 open -= 1;
-                if code != 0 && failure.is_none() {
-                    failure = Some((place, Errno::from_raw_os_error(code).into()));
+                if code != 0 && failure.is_none() && !harmless.contains(&code) {
+                    failure = Some((place, Failure::of(code)));
                 }
             }
         }
@@ -203,7 +209,7 @@ impl Worker {
                     Content::Address(of, address) if of == index => addresses.push(address),
                     Content::Acknowledged(0) | Content::End(0) => return Ok(addresses),
                     Content::Acknowledged(code) | Content::End(code) => {
-                        return Err(Errno::from_raw_os_error(code).into());
+                        return Err(Failure::of(code));
                     }
                     Content::Senseless(problem) => return Err(Failure::Senseless(problem)),
                     Content::Address(..)
@@ -238,7 +244,7 @@ impl Worker {
                     Content::Acknowledged(0) | Content::End(0) => return Ok(link),
                     Content::Acknowledged(libc::ENODEV) => return Ok(None),
                     Content::Acknowledged(code) | Content::End(code) => {
-                        return Err(Errno::from_raw_os_error(code).into());
+                        return Err(Failure::of(code));
                     }
                     Content::Senseless(problem) => return Err(Failure::Senseless(problem)),
                     Content::Address(..)

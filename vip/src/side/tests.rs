@@ -246,7 +246,7 @@ fn hooks_are_told_everything_and_in_order() {
                 "INSTANCE write CLAIM 150 claim active {vip} another host sent an advert of lower priority"
             ),
             format!(
-                "INSTANCE write STOP 150 stop initialize {vip} pointsman-vip stops; nobody took over directly"
+                "INSTANCE write STOP 150 stop initialize {vip} pointsman-vip stops"
             ),
         ]
     );

@@ -19,8 +19,6 @@ pub(crate) struct Arrival {
     /// `None` when the kernel does not tell: then the options were not set.
     pub(crate) destination: Option<Ipv6Addr>,
     pub(crate) hop_limit: Option<u8>,
-    /// The buffer was too small for it.
-    pub(crate) truncated: bool,
 }
 
 /// Sends a datagram by an interface, from one of our addresses. Both have to be of one family.
@@ -125,7 +123,6 @@ pub(crate) fn receive_v6(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Resul
         source: Ipv6Addr::from(from.sin6_addr.s6_addr),
         destination: None,
         hop_limit: None,
-        truncated: message.msg_flags & libc::MSG_TRUNC != 0,
     };
     read_control(&message, &mut arrival);
     Ok(arrival)

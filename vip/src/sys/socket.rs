@@ -41,7 +41,7 @@ pub(crate) fn set_may_fragment_v4(socket: BorrowedFd<'_>) -> io::Result<()> {
     set(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, &libc::IP_PMTUDISC_DONT)
 }
 
-/// `ICMP6_FILTER`: of all ICMPv6 messages the socket takes those of one type.
+/// `ICMP6_FILTER`: of all ICMP messages an IPv6 socket takes those of one type.
 pub(crate) fn take_only_icmpv6(socket: BorrowedFd<'_>, message: u8) -> io::Result<()> {
     /// `ICMP6_FILTER` of linux/icmpv6.h; at the level `IPPROTO_ICMPV6`.
     const ICMP6_FILTER: libc::c_int = 1;

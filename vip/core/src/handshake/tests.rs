@@ -160,6 +160,7 @@ fn strangers_are_told_from_hosts() {
 #[test]
 fn a_failure_is_final() {
     let mut host = callee("lb2", 2);
+    host.outgoing();
     assert_eq!(host.feed(b"nonsense"), Progress::Failed(Failure::Stranger));
     assert_eq!(host.feed(&caller("lb1", 1).outgoing()), Progress::Failed(Failure::Stranger));
     assert!(host.outgoing().is_empty());

@@ -7,6 +7,7 @@ use crate::advert::Advert;
 use crate::event::{Action, State};
 use crate::group::Group;
 use crate::note::{Loss, Reason};
+use crate::router::rivals::is_peer;
 use crate::router::{Mode, Rank, Router, World, holders};
 use crate::time::Moment;
 
@@ -81,6 +82,25 @@ impl Router {
         }
         backup.interval = interval;
         backup.wait(now, down);
+    }
+
+    /// The neighbours may still believe that the addresses are here: we held them while we were cut off, and could not say that
+    /// we hold them no more. A keepalived that holds them has never heard of us, and tells the neighbours nothing anew before it
+    /// does; so it gets to hear one advert. Our own kind knows it from reports, or does the same.
+    pub(super) fn introduce(
+        &mut self,
+        world: World<'_>,
+        from: IpAddr,
+        advert: &Advert,
+        out: &mut Vec<Action>,
+    ) {
+        let theirs = Rank { priority: advert.priority, address: from };
+        let outranks = advert.priority > 0 && self.rank().is_some_and(|ours| theirs > ours);
+        if self.unsaid && outranks && !is_peer(world.group, &self.settings.name, from) {
+            self.unsaid = false;
+            self.counters.adverts.sent += 1;
+            out.push(Action::Advertise { router: self.settings.name.clone(), priority: self.priority() });
+        }
     }
 
     pub(super) fn consider_in_backup(&mut self, world: World<'_>, out: &mut Vec<Action>) {

@@ -377,7 +377,11 @@ fn a_process_that_was_stopped_does_not_believe_that_it_is_still_active() {
     assert_eq!(words(&lab.node.tick(at(lab.now))), ["release", "backup by paused"]);
     let mut lab = Lab::active(settings(150), &[]);
     lab.now += 250;
-    assert_eq!(words(&lab.node.tick(at(lab.now))), ["advert 150"], "late, but before anybody has taken over");
+    assert_eq!(
+        words(&lab.node.tick(at(lab.now))),
+        ["hold", "advert 150"],
+        "late, but before anybody has taken over"
+    );
 }
 
 #[test]
@@ -550,6 +554,20 @@ fn a_wish_to_yield_is_an_offer_first() {
     lab.hear(2, 100);
     assert_eq!(lab.status().priority, LAST_RESORT);
     assert_eq!(lab.tell(Event::Resume { router: None }), [""; 0], "not before five seconds of peace");
+}
+
+#[test]
+fn the_heirs_advert_is_as_good_as_its_report() {
+    let mut lab = holding();
+    lab.tell(Event::Yield { router: None });
+    let advert = Event::Advert { router: vip(), from: host(2), advert: advert(100) };
+    let actions = lab.node.handle(at(lab.now), advert);
+    assert_eq!(words(&actions), ["release", "advert 0", "backup by yielded"]);
+    let said = actions.iter().any(|action| {
+        let Action::Note(Note::Transition(transition)) = action else { return false };
+        transition.reason == Reason::Yielded { to: Some(node("lb2")) }
+    });
+    assert!(said, "{actions:?}");
 }
 
 #[test]
