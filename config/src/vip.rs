@@ -21,7 +21,7 @@ pub struct Vrrp {
     pub bind: Vec<SocketAddr>,
     /// Fast signals between the hosts. `None`: VRRP alone.
     pub peers: Option<Peers>,
-    /// Run before all programs that are not (`SCHED_RR`).
+    /// Run before all programs that are not (`SCHED_FIFO`).
     pub realtime: bool,
     /// Keep all memory in memory (`mlockall`).
     pub lock_memory: bool,

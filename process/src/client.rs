@@ -55,6 +55,12 @@ impl ClientError {
     pub fn is_refusal(&self) -> bool {
         matches!(self, Self::Refused(_))
     }
+
+    /// Whether nobody listens on the socket: the program does not run.
+    pub fn is_absence(&self) -> bool {
+        use io::ErrorKind::{ConnectionRefused, NotFound};
+        matches!(self, Self::Unreachable { error, .. } if matches!(error.kind(), NotFound | ConnectionRefused))
+    }
 }
 
 fn explain(program: Program, error: &io::Error) -> String {

@@ -6,9 +6,9 @@
 
 use std::fmt;
 use std::io::{self, Write};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -33,6 +33,23 @@ const LAST_LINES: Duration = Duration::from_secs(2);
 /// The longest line; the rest of it is cut off.
 const LINE: usize = 16 * 1024;
 
+/// The log of this process, for parts of it that are handed nothing: there is one at most.
+static LOG: OnceLock<(reload::Handle<Targets, Registry>, Arc<AtomicU64>)> = OnceLock::new();
+
+/// Takes another level from now on (SIGHUP).
+pub fn set_level(level: LogLevel) {
+    if let Some((handle, _)) = LOG.get()
+        && let Err(error) = handle.reload(targets(level))
+    {
+        tracing::warn!(%error, "the level of the log stays as it was");
+    }
+}
+
+/// How many lines of this process's log were dropped.
+pub fn dropped_lines() -> u64 {
+    LOG.get().map_or(0, |(_, dropped)| dropped.load(Ordering::Relaxed))
+}
+
 /// The log of the process. Keep it until the end: dropping it writes what is left.
 #[derive(Debug)]
 pub struct Logging {
@@ -48,6 +65,7 @@ impl Logging {
         let journal = is_journal();
         let (logging, subscriber) = Self::build(config, io::stderr(), journal);
         subscriber.try_init()?;
+        let _ = LOG.set((logging.level.clone(), logging.dropped_lines())); // the first one stays
         Ok(logging)
     }
 

@@ -309,6 +309,53 @@ function clusterSection(cluster, answer) {
     h('div', {class: 'card'}, h('h2', {}, 'Listeners'), listeners(own, t)));
 }
 
+// --- virtual IP ------------------------------------------------------------------------------------------
+
+const ROUTER = {active: ['up', 'active'], backup: ['idle', 'backup'], initialize: ['down', 'not taking part']};
+const PEER = {alive: 'up', lost: 'down', connecting: 'going', unknown: 'idle'};
+
+function routerRow(r) {
+  const [kind, word] = ROUTER[r.state] || ['idle', r.state];
+  const here = r.state === 'active';
+  const holder = here ? h('b', {}, 'this host') : r.holder
+    ? [r.holder.node ? h('b', {}, r.holder.node) : null, ' ', h('span', {class: 'mono'}, r.holder.address), `, priority ${r.holder.priority}`]
+    : h('span', {class: 'bad'}, 'nobody is heard');
+  const lowered = r.priority === r.base_priority ? null : h('span', {class: 'zero'}, ` of ${r.base_priority}`);
+  const remarks = [r.link_fault && r.link_fault.text, r.yielded ? 'handed over by an operator' : r.unfit].filter(Boolean).join('; ');
+  return h('tr', {class: `row ${kind}`},
+    h('td', {}, r.name), h('td', {class: 'mono'}, r.addresses.join(', ')), h('td', {}, pill(kind === 'idle' ? 'flag' : kind, word)),
+    h('td', {class: 'n'}, span(r.since_ms)), h('td', {class: 'n'}, r.priority, lowered), h('td', {}, holder),
+    h('td', {}, `${r.interface}, VRID ${r.router_id}, version ${r.version}`), h('td', {class: 'wrap'}, remarks));
+}
+
+function vipPanel(vip) {
+  const heading = (note) => h('h2', {}, 'Virtual IP', h('small', {}, note));
+  if (vip.state !== 'running') {
+    const why = vip.state === 'absent' ? 'pointsman-vip does not run on this host, so this host cannot hold the addresses.' : vip.why;
+    return [heading(''), h('div', {class: 'empty bad'}, why)];
+  }
+  const s = vip.status;
+  const proxy = s.proxy.state === 'unwell' ? [h('li', {class: 'down'}, `For pointsman-vip this proxy does not serve: ${s.proxy.why}`)] : [];
+  const stuck = s.alive === false ? [h('li', {class: 'down'}, 'pointsman-vip is stuck: what is shown here is old.')] : [];
+  const list = [...stuck, ...proxy, ...s.routers.flatMap((r) => r.alarms.map((a) => h('li', {class: 'down'}, `${r.name}: ${a.text}`)))];
+  const hosts = s.peers.map((p) => [pill(PEER[p.state] || 'idle', `${p.node}: ${p.state}`, [p.address, p.how].filter(Boolean).join(', ')), ' ']);
+  return [heading(s.peers.length ? hosts : 'VRRP alone: no peers are configured'),
+    list.length ? h('ul', {class: 'alarms'}, list) : null,
+    h('div', {class: 'scroll'}, h('table', {},
+      head('Virtual router', 'Addresses', 'State', '#For', '#Priority', 'Holder', 'Network', 'Remarks'), h('tbody', {}, s.routers.map(routerRow))))];
+}
+
+/** Another process's page: whatever is wrong with it leaves the rest of this one alone. */
+async function virtualIp() {
+  try {
+    const vip = await ask('api/v1/vip');
+    if (vip.state !== 'none') put($('vip'), vipPanel(vip));
+    $('vip').hidden = vip.state === 'none';
+  } catch (problem) {
+    $('vip').hidden = true;
+  }
+}
+
 function title(answer) {
   const fine = (s) => s.primary.state === 'confirmed' || s.settings.standby_cluster || (many(s) && s.members.some((m) => m.serves.length));
   const ok = answer.clusters.every((c) => c.status && fine(c.status));
@@ -386,6 +433,7 @@ async function tick() {
     put($('clusters'), answer.clusters.length ? answer.clusters.map((c) => clusterSection(c, answer))
       : h('div', {class: 'card'}, h('div', {class: 'empty'}, 'No cluster is configured.')));
     timeline(answer.clusters.length > 1);
+    await virtualIp();
     document.title = title(answer);
   } catch (problem) {
     error = problem;

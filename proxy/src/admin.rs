@@ -38,9 +38,8 @@ struct Context {
 }
 
 impl Service for Context {
-    fn answer(&self, door: Door, request: Request<Incoming>) -> impl Future<Output = Answer> + Send {
-        let answer = router::handle(self, door, &request);
-        async move { answer }
+    async fn answer(&self, door: Door, request: Request<Incoming>) -> Answer {
+        router::handle(self, door, request).await
     }
 }
 

@@ -241,7 +241,11 @@ fn ask(question: Question) -> Result<(), ClientError> {
     let runtime = runtime.map_err(|error| ClientError::Broken { program: PROXY, why: error.to_string() })?;
     runtime.block_on(async {
         match question {
-            Question::Status(socket) => show(&socket, "/api/v1/status", show::status).await,
+            Question::Status(socket) => {
+                // Another process is asked for it: without that, the rest is worth showing just the same.
+                let vip = if socket.json { None } else { socket.client().get("/api/v1/vip").await.ok() };
+                show(&socket, "/api/v1/status", |answer| show::status(answer, vip.as_ref())).await
+            }
             Question::Members(socket) => show(&socket, "/api/v1/members", show::members).await,
             Question::Sessions { socket, limit } => {
                 show(&socket, &format!("/api/v1/sessions?limit={limit}"), show::sessions).await

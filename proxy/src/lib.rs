@@ -7,6 +7,7 @@
 //! * [`listener`]: from accept to the end of a session, on the cores of the [`engine`]. [`sessions`], [`stats`]: what can be seen of
 //!   it, counted by each core for itself ([`shard`]). [`backlog`]: who waits for accept.
 //! * [`memory`]: what is kept of a cluster on disk. [`state`]: the read side of all that; [`timeline`]: what happened. [`admin`], [`metrics`]: who shows it.
+//! * [`vip`]: what is shown of `pointsman-vip` on this host.
 //! * [`life`]: the process as the system sees it. [`cli`]: the command line. (What both programs need is in `pointsman_process`.)
 
 pub mod admin;
@@ -37,3 +38,4 @@ pub mod stats;
 pub mod timeline;
 pub mod tls;
 pub mod unbuilt;
+pub mod vip;

@@ -65,6 +65,7 @@ impl Process {
         }
         self.listeners.sort_by(&new.listeners.iter().map(|listener| &listener.name).collect::<Vec<_>>());
         self.config.clusters = new.clusters;
+        (self.config.vrrp, self.config.vips) = (new.vrrp, new.vips);
         self.show();
         let needed = life::raise_descriptors(&self.config);
         if needed != descriptors {

@@ -258,6 +258,7 @@ impl Process {
             listeners: listeners.collect(),
         };
         self.app.parts.store(Arc::new(parts));
+        self.app.vip.set_socket(&self.config);
     }
 
     /// SIGTERM: unready, no new sessions, old ones may finish; a second signal cuts the wait short.

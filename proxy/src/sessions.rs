@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::hash::BuildHasher;
-use std::net::{SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Poll, Waker};
@@ -242,8 +242,13 @@ impl Session {
 
     /// Asks the session to end. The first reason stays.
     pub fn kill(&self, reason: CloseReason) {
-        let _ = self.end_reason.set(Box::new(reason));
+        self.mark(reason);
         self.end.wake();
+    }
+
+    /// The same for a session that somebody is going to look at anyway.
+    fn mark(&self, reason: CloseReason) {
+        let _ = self.end_reason.set(Box::new(reason));
     }
 
     /// Waits until somebody asks the session to end. Cancel-safe. One waiter at a time: a later one takes the place of
@@ -423,6 +428,23 @@ impl Sessions {
         self.see(|session| all.push(Arc::clone(session)));
         all.sort_unstable_by_key(|session| session.id);
         all
+    }
+
+    /// Asks every session that came to this address of ours to end, and says how many there are. Established ones are not woken one
+    /// by one: the cores find them, in slices, when they are told to sweep ([`Cores::sweep`](crate::engine::Cores::sweep)).
+    pub fn end_at(&self, address: IpAddr, reason: &CloseReason) -> usize {
+        let mut count = 0;
+        self.see(|session| {
+            if session.local().ip() == address && session.kill_reason().is_none() {
+                count += 1;
+                if session.phase() == Phase::Established {
+                    session.mark(reason.clone());
+                } else {
+                    session.kill(reason.clone());
+                }
+            }
+        });
+        count
     }
 
     /// One session. Looks through all of them: for operators.

@@ -23,6 +23,7 @@ use crate::metrics::Metrics;
 use crate::sessions::Sessions;
 use crate::stats::{Counter, ListenerStats};
 use crate::timeline::Timeline;
+use crate::vip::Vip;
 
 /// A control task that has not described its cluster for so long is stuck: it does so every second.
 pub const STUCK: Duration = Duration::from_secs(10);
@@ -84,6 +85,8 @@ pub struct App {
     pub timeline: Timeline,
     /// What is measured besides the plain counters.
     pub metrics: Metrics,
+    /// The virtual IP on this host.
+    pub vip: Vip,
     /// Reloads that took effect.
     pub reloads_ok: Counter,
     /// Reloads that left the old configuration in force.
@@ -136,6 +139,7 @@ impl App {
             listen_overflows: Counter::default(),
             cores: OnceLock::new(),
             life: watch::Sender::new(Life::Starting),
+            vip: Vip::default(),
             reload: Mutex::new(None),
             log_lines_dropped: Arc::default(),
         }

@@ -172,6 +172,7 @@ async fn ready_is_about_this_host() {
     let answer = served.get("/ready").await;
     assert_eq!(answer.status, 503);
     assert!(why(&answer).starts_with("neither the source nor any member"), "{}", answer.body);
+    assert_eq!(answer.json()["starting"], false);
 }
 
 /// A fixed list where every member takes writes is always "alive": it says nothing of what this host can reach.
@@ -201,7 +202,9 @@ async fn a_cluster_that_was_never_looked_at_is_not_ready() {
         clusters: vec![std::sync::Arc::new(unseen)],
         listeners: Vec::new(),
     }));
-    assert_eq!(why(&served.get("/ready").await), "the cluster main has not been looked at yet");
+    let ready = served.get("/ready").await;
+    assert_eq!(why(&ready), "the cluster main has not been looked at yet");
+    assert_eq!(ready.json()["starting"], true, "the virtual IP gives it time");
     assert_eq!(served.get("/primary").await.status, 503);
     assert_eq!(served.get("/api/v1/status").await.json()["clusters"][0]["status"], Value::Null);
 }
@@ -391,6 +394,75 @@ async fn sessions_are_killed_by_number_and_by_member() {
     assert!(sessions[1].is_killed() && sessions[2].is_killed());
     assert_eq!(served.operator("POST", "/api/v1/sessions/999/kill").await.status, 404);
     assert_eq!(served.operator("POST", "/api/v1/sessions/x/kill").await.status, 400);
+}
+
+#[tokio::test]
+async fn sessions_of_an_address_that_has_left_end() {
+    let mut made_up = made_up(3);
+    for client in 1..=3 {
+        made_up.session("replicas", client, "pg2", 5432);
+    }
+    made_up.sessions[2].kill(CloseReason::Killed);
+    let served = serve(made_up);
+    let sessions = &served.made_up.sessions;
+    let left = |address: &str| format!("/api/v1/addresses/left?address={address}");
+    assert_eq!(served.ask("POST", &left("10.0.0.11")).await.status, 403);
+    assert_eq!(served.operator("POST", &left("10.0.0.12")).await.json()["sessions"], 0);
+    assert!(!sessions[0].is_killed());
+    let answer = served.operator("POST", &left("10.0.0.11")).await;
+    assert_eq!((answer.status, &answer.json()["sessions"]), (200, &Value::from(2)));
+    assert_eq!(sessions[1].killed().await, CloseReason::VipMoved);
+    assert_eq!(sessions[2].killed().await, CloseReason::Killed);
+    for wrong in ["", "?address=lb1", "?address=10.0.0.11/24"] {
+        let path = format!("/api/v1/addresses/left{wrong}");
+        assert_eq!(served.operator("POST", &path).await.status, 400, "{wrong}");
+    }
+}
+
+/// A made-up pointsman-vip, which counts how often it is asked.
+fn pointsman_vip(socket: &std::path::Path) -> std::sync::Arc<std::sync::atomic::AtomicUsize> {
+    let listener = tokio::net::UnixListener::bind(socket).unwrap();
+    let asked = std::sync::Arc::<std::sync::atomic::AtomicUsize>::default();
+    let count = std::sync::Arc::clone(&asked);
+    let tasks = tokio_util::task::TaskTracker::new();
+    tasks.spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let mut head = [0; 1024];
+            let _ = stream.read(&mut head).await;
+            let body = "{\"node\":\"lb1\"}";
+            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+            let _ = stream.write_all(answer.as_bytes()).await;
+        }
+    });
+    asked
+}
+
+#[tokio::test]
+async fn the_virtual_ip_of_this_host_is_asked_once_a_second() {
+    let served = serve(made_up(1));
+    let (dir, vip) = (tempfile::tempdir().unwrap(), &served.made_up.app.vip);
+    let state = async || served.get("/api/v1/vip").await.json()["state"].clone();
+    assert_eq!(state().await, "none");
+    let text = "node = \"lb1\"\n[vrrp]\nsocket = \"vip.sock\"\n[[vips]]\ninterface = \"eth0\"\nrouter_id = 1\n\
+                priority = 100\naddresses = [\"10.0.0.1/24\"]\n";
+    vip.set_socket(&pointsman_config::Config::parse(text, "x", dir.path()).unwrap());
+    tokio::time::sleep(Duration::from_millis(1050)).await;
+    assert_eq!(state().await, "absent");
+    let asked = pointsman_vip(&dir.path().join("vip.sock"));
+    tokio::time::sleep(Duration::from_millis(1050)).await;
+    for _ in 0..5 {
+        let answer = served.get("/api/v1/vip").await.json();
+        assert_eq!((&answer["state"], &answer["status"]["node"]), (&"running".into(), &"lb1".into()));
+    }
+    assert_eq!(asked.load(std::sync::atomic::Ordering::Relaxed), 1);
+    // One that takes the connection and says nothing costs half a second.
+    std::fs::remove_file(dir.path().join("vip.sock")).unwrap();
+    let _silent = std::os::unix::net::UnixListener::bind(dir.path().join("vip.sock")).unwrap();
+    tokio::time::sleep(Duration::from_millis(1050)).await;
+    let answer = served.get("/api/v1/vip").await.json();
+    assert_eq!(answer["state"], "broken");
+    assert_eq!(answer["why"], "pointsman-vip gave no usable answer: nothing came for 0.5 s");
 }
 
 #[tokio::test]

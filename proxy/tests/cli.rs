@@ -95,6 +95,42 @@ fn calm(text: &str) -> String {
     out
 }
 
+/// What a made-up pointsman-vip says of itself.
+const VIP: &str = r#"{"routers":[
+    {"state":"active","addresses":["10.0.0.1/24","10.0.0.2/24"],"holder":null,"alarms":[]},
+    {"state":"backup","addresses":["fd00::1/64"],"holder":{"node":"lb2","address":"fe80::1"},"alarms":[{"text":"x"}]},
+    {"state":"backup","addresses":["10.0.0.3/24"],"holder":{"node":null,"address":"10.0.0.9"},"alarms":[]},
+    {"state":"initialize","addresses":["10.0.0.4/24"],"holder":null,"alarms":[]}]}"#;
+
+#[test]
+fn status_has_a_line_for_the_virtual_ip() {
+    let served = serve(made_up(1));
+    let text = "[[vips]]\ninterface = \"eth0\"\nrouter_id = 1\npriority = 100\naddresses = [\"10.0.0.1/24\"]\n\
+                [vrrp]\nsocket = \"vip.sock\"\n";
+    let config = pointsman_config::Config::parse(text, "x", served.dir.path()).unwrap();
+    let line = |served: &Served| {
+        let text = served.table(&["status"]);
+        text.lines().find(|line| line.starts_with("virtual IP")).map(str::to_owned)
+    };
+    assert_eq!(line(&served), None);
+    served.made_up.app.vip.set_socket(&config);
+    std::thread::sleep(Duration::from_millis(1050));
+    assert_eq!(line(&served).unwrap(), "virtual IP: pointsman-vip does not run on this host");
+    let listener = std::os::unix::net::UnixListener::bind(served.dir.path().join("vip.sock")).unwrap();
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let _ = std::io::Read::read(&mut stream, &mut [0; 1024]);
+        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{VIP}", VIP.len());
+        let _ = std::io::Write::write_all(&mut stream, answer.as_bytes());
+    });
+    std::thread::sleep(Duration::from_millis(1050));
+    assert_eq!(
+        line(&served).unwrap(),
+        "virtual IP: 10.0.0.1/24, 10.0.0.2/24 on this host; fd00::1/64 on lb2, ALARM: see pointsman-vip status; \
+         10.0.0.3/24 on 10.0.0.9; 10.0.0.4/24 held by nobody who is heard"
+    );
+}
+
 #[test]
 fn status_of_a_healthy_cluster() {
     let mut made_up = made_up(3);

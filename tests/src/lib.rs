@@ -17,6 +17,7 @@ pub mod consul;
 pub mod etcd;
 pub mod haproxy;
 pub mod http;
+pub mod lab;
 pub mod member;
 pub mod network;
 pub mod pki;

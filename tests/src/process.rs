@@ -37,6 +37,12 @@ pub struct Ended {
     status: ExitStatus,
 }
 
+impl Ended {
+    pub(crate) fn new(name: &str, status: ExitStatus) -> Self {
+        Self { name: name.to_owned(), status }
+    }
+}
+
 impl fmt::Display for Ended {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} has ended: {}", self.name, self.status)
@@ -109,7 +115,7 @@ impl Server {
     pub fn check_running(&mut self) -> Result<()> {
         match self.child.try_wait()? {
             None => Ok(()),
-            Some(status) => bail!(Ended { name: self.name.clone(), status }),
+            Some(status) => bail!(Ended::new(&self.name, status)),
         }
     }
 

@@ -5,7 +5,7 @@
 //! * [`side`]: the thread of everything that may wait: HTTP, the proxy's readiness, hooks. [`cli`]: the command line.
 //! * [`netlink`]: interfaces and addresses. [`raw`]: VRRP's packets. [`neighbours`]: ARP and neighbour advertisements.
 //! * [`peers`]: what the hosts tell each other beside VRRP.
-//! * [`privileges`]: what it may do, and what it gives up.
+//! * [`privileges`]: what it may do, and what it gives up. [`cli`]: the command line.
 
 pub mod cli;
 pub mod guard;

@@ -1,26 +1,26 @@
-//! The side thread: everything of `pointsman-vip` that may wait. HTTP for people and machines, the proxy's readiness, hooks, the
-//! log of what happens, and word to the proxy when an address has left.
+//! The side thread: everything of `pointsman-vip` that may wait. HTTP for people and machines, the proxy's readiness, hooks, and
+//! word to the proxy when an address has left.
 //!
-//! The router thread never waits for it. It has [`Ends`]: it shows its [`Status`] (the newest wins), tells [`Note`]s through a
+//! The router thread never waits for it. It has [`Ends`]: it shows its [`Status`] (the newest wins), tells [`Notice`]s through a
 //! bounded queue (one that is full costs hooks, never time), and hears [`Command`]s and the proxy's state.
 //!
 //! * [`pages`], [`metrics`]: what is shown, and what an operator may do.
 //! * [`readiness`]: how the proxy on this host is. [`farewell`]: telling it that an address has left.
-//! * [`hooks`]: the programs that `notify` names. [`words`]: the log.
+//! * [`hooks`]: the programs that `notify` names.
 //!
 //! Tasks, all on one thread and owned by it: accept loops and answers of the [`Server`], the readings of the proxy, the listener to
-//! what is told with its hooks, one farewell for each address that has left. Bounds: [`TOLD`] notes, [`COMMANDS`] commands, one
+//! what is told with its hooks, one farewell for each address that has left. Bounds: [`NOTICES`] notices, [`COMMANDS`] commands, one
 //! hook at a time for each virtual router with one waiting of each kind, 64 addresses that the proxy is told of.
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use pointsman_config::{Config, VipName};
 use pointsman_process::VIP;
 use pointsman_process::bind::BindError;
+use pointsman_process::logging;
 use pointsman_process::server::Server;
 use pointsman_vrrp::event::Proxy;
 use pointsman_vrrp::note::Note;
@@ -38,12 +38,11 @@ mod pages;
 mod readiness;
 #[cfg(test)]
 mod tests;
-mod words;
 
-pub use counters::{Counters, HookOutcome};
+use counters::Counters;
 
-/// Notes that may wait for the side thread.
-pub const TOLD: usize = 256;
+/// Notices that may wait for the side thread.
+pub const NOTICES: usize = 256;
 
 /// Commands that may wait for the router thread.
 pub const COMMANDS: usize = 16;
@@ -87,11 +86,25 @@ pub enum Command {
 
 /// What the router thread tells.
 #[derive(Debug)]
-pub(crate) enum Told {
-    /// Something that people are told.
+pub enum Notice {
+    /// Something that hooks are told, perhaps.
     Note(Note),
-    /// These addresses were on this host, and are not any more.
-    Left(Vec<IpAddr>),
+    /// These addresses were on this host, and are not any more: the proxy is told.
+    Left {
+        /// The virtual router.
+        router: VipName,
+        /// The addresses.
+        addresses: Vec<IpAddr>,
+    },
+    /// The addresses of this virtual router are here.
+    Took {
+        /// The virtual router.
+        router: VipName,
+    },
+    /// This configuration is in force now. The socket and the addresses stay as they were bound.
+    Configuration(Box<Config>),
+    /// A new configuration was wrong, and the old one stays in force.
+    BadConfiguration(String),
 }
 
 /// A description of the host, and when it was made.
@@ -102,8 +115,8 @@ pub(crate) struct Shown {
 }
 
 impl Shown {
-    fn new(status: Status) -> Self {
-        Self { status: Arc::new(status), made: Instant::now() }
+    fn new(status: Arc<Status>) -> Self {
+        Self { status, made: Instant::now() }
     }
 
     /// With its ages as of now.
@@ -115,55 +128,26 @@ impl Shown {
 /// The router thread's ends.
 #[derive(Debug)]
 pub struct Ends {
-    /// Where it shows its state: after each change, and at least once a second.
-    pub show: Show,
-    /// Where it tells what happens.
-    pub tell: Tell,
     /// What operators wish.
     pub commands: mpsc::Receiver<Command>,
     /// How the proxy is, when that changes.
     pub proxy: mpsc::Receiver<Proxy>,
-}
-
-/// Shows the state of the host. Never waits.
-#[derive(Debug)]
-pub struct Show(watch::Sender<Shown>);
-
-impl Show {
-    /// This is the state of now.
-    pub fn status(&self, status: Status) {
-        self.0.send_replace(Shown::new(status));
-    }
-}
-
-/// Tells what happens. Never waits.
-#[derive(Clone, Debug)]
-pub struct Tell {
-    told: mpsc::Sender<Told>,
+    shown: watch::Sender<Shown>,
+    notices: mpsc::Sender<Notice>,
     counters: Arc<Counters>,
 }
 
-impl Tell {
-    /// For the log and the hooks. If the side thread is so far behind that its queue is full, the log gets the line
-    /// from here; hooks do without.
-    pub fn note(&self, note: Note) {
-        use mpsc::error::TrySendError::{Closed, Full};
-        match self.told.try_send(Told::Note(note)) {
-            Ok(()) => {}
-            Err(Full(told) | Closed(told)) => {
-                self.counters.notes_dropped();
-                if let Told::Note(note) = told {
-                    words::log(&note);
-                }
-            }
-        }
+impl Ends {
+    /// This is the state of now: after each change, and at least once a second. Never waits.
+    pub fn show(&self, status: Arc<Status>) {
+        self.shown.send_replace(Shown::new(status));
     }
 
-    /// These addresses were on this host and have been removed: the proxy is told.
-    pub fn left(&self, addresses: Vec<IpAddr>) {
-        if self.told.try_send(Told::Left(addresses)).is_err() {
-            self.counters.notes_dropped();
-            tracing::warn!("the side thread is behind: the proxy is not told that addresses have left");
+    /// Tells what happens. Never waits: what does not fit into the queue is dropped, and counted.
+    pub fn tell(&self, notice: Notice) {
+        if let Err(error) = self.notices.try_send(notice) {
+            self.counters.notice_dropped();
+            tracing::warn!(%error, "the side thread is behind: hooks or the proxy are not told of what has happened");
         }
     }
 }
@@ -171,7 +155,6 @@ impl Tell {
 /// The side thread. Dropping it ends it.
 #[derive(Debug)]
 pub struct Side {
-    config: watch::Sender<Arc<Config>>,
     stop: CancellationToken,
     thread: Option<thread::JoinHandle<()>>,
 }
@@ -180,49 +163,57 @@ pub struct Side {
 #[derive(Clone, Debug)]
 struct Shared {
     config: watch::Receiver<Arc<Config>>,
+    /// What came of the last reload, if there was one.
+    reload: watch::Receiver<Option<Reload>>,
     shown: watch::Receiver<Shown>,
     counters: Arc<Counters>,
-    /// Lines that the log has dropped.
-    log_lines_dropped: Arc<AtomicU64>,
+}
+
+/// What came of a reload.
+#[derive(Clone, Debug, serde::Serialize)]
+struct Reload {
+    ok: bool,
+    /// What is wrong with the file.
+    text: String,
+}
+
+/// Binds the socket and the addresses of `[vrrp]`, and starts the thread. To be called when the process has given up its
+/// capabilities: hooks have what the thread that calls this has.
+pub fn start(config: &Config) -> Result<(Ends, Side), SideError> {
+    let runtime = Builder::new_current_thread().enable_all().build().map_err(SideError::Thread)?;
+    let server = {
+        let _entered = runtime.enter();
+        let vrrp = config.vrrp.as_ref();
+        let socket = vrrp.map_or_else(|| VIP.socket.as_ref(), |vrrp| vrrp.socket.as_path());
+        Server::bind(VIP, vrrp.map_or(&[], |vrrp| &vrrp.bind), socket)?
+    };
+    let (shown, show) = watch::channel(Shown::new(Arc::new(Status::new(config.node.clone()))));
+    let (notices, listening) = mpsc::channel(NOTICES);
+    let (wishes, commands) = mpsc::channel(COMMANDS);
+    let (proxies, proxy) = mpsc::channel(PROXIES);
+    let (set_config, configured) = watch::channel(Arc::new(config.clone()));
+    let (set_reload, reload) = watch::channel(None);
+    let counters = Arc::new(Counters::default());
+    let shared = Shared { config: configured, reload, shown: show, counters: Arc::clone(&counters) };
+    let stop = CancellationToken::new();
+    let heard = Heard { listening, set_config, set_reload };
+    let work = Work { shared, server, heard, wishes, proxies, stop: stop.clone() };
+    let thread = thread::Builder::new()
+        .name("side".to_owned())
+        .spawn(move || run(runtime, work))
+        .map_err(SideError::Thread)?;
+    let ends = Ends { commands, proxy, shown, notices, counters };
+    Ok((ends, Side { stop, thread: Some(thread) }))
 }
 
 impl Side {
-    /// Binds the socket and the addresses of `[vrrp]`, and starts the thread. Call it from the process's first thread when that has
-    /// given up its capabilities: hooks inherit what it has.
-    pub fn start(config: Arc<Config>, log_lines_dropped: Arc<AtomicU64>) -> Result<(Self, Ends), SideError> {
-        let runtime = Builder::new_current_thread().enable_all().build().map_err(SideError::Thread)?;
-        let server = {
-            let _entered = runtime.enter();
-            let vrrp = config.vrrp.as_ref();
-            let socket = vrrp.map_or_else(|| VIP.socket.as_ref(), |vrrp| vrrp.socket.as_path());
-            Server::bind(VIP, vrrp.map_or(&[], |vrrp| &vrrp.bind), socket)?
-        };
-        let (show, shown) = watch::channel(Shown::new(Status::new(config.node.clone())));
-        let (told, listening) = mpsc::channel(TOLD);
-        let (wishes, commands) = mpsc::channel(COMMANDS);
-        let (proxies, proxy) = mpsc::channel(PROXIES);
-        let (config, configured) = watch::channel(config);
-        let counters = Arc::new(Counters::default());
-        let tell = Tell { told, counters: Arc::clone(&counters) };
-        let shared = Shared { config: configured, shown, counters, log_lines_dropped };
-        let stop = CancellationToken::new();
-        let work = Work { shared, server, listening, wishes, proxies, stop: stop.clone() };
-        let thread = thread::Builder::new()
-            .name("side".to_owned())
-            .spawn(move || run(runtime, work))
-            .map_err(SideError::Thread)?;
-        let ends = Ends { show: Show(show), tell, commands, proxy };
-        Ok((Self { config, stop, thread: Some(thread) }, ends))
-    }
-
-    /// Takes a new configuration. The socket and the addresses stay as they were bound.
-    pub fn reconfigure(&self, config: Arc<Config>) {
-        self.config.send_replace(config);
+    /// Ends it. What was told before still has its hooks for two seconds; then they are left to themselves.
+    pub fn end(self) {
+        drop(self);
     }
 }
 
 impl Drop for Side {
-    /// What was told before is still logged, and has its hooks for two seconds; then they are left to themselves.
     fn drop(&mut self) {
         self.stop.cancel();
         let deadline = Instant::now() + LAST_JOIN;
@@ -236,18 +227,25 @@ impl Drop for Side {
     }
 }
 
+/// What the router thread's notices change.
+struct Heard {
+    listening: mpsc::Receiver<Notice>,
+    set_config: watch::Sender<Arc<Config>>,
+    set_reload: watch::Sender<Option<Reload>>,
+}
+
 /// What the thread works with.
 struct Work {
     shared: Shared,
     server: Server,
-    listening: mpsc::Receiver<Told>,
+    heard: Heard,
     wishes: mpsc::Sender<Command>,
     proxies: mpsc::Sender<Proxy>,
     stop: CancellationToken,
 }
 
 fn run(runtime: Runtime, work: Work) {
-    let Work { shared, server, listening, wishes, proxies, stop } = work;
+    let Work { shared, server, heard, wishes, proxies, stop } = work;
     for address in server.addresses() {
         tracing::info!(%address, "status and metrics");
     }
@@ -256,41 +254,62 @@ fn run(runtime: Runtime, work: Work) {
         let readiness = readiness::follow(shared.clone(), proxies);
         tasks.spawn(stop.clone().run_until_cancelled_owned(readiness));
         let pages = pages::Pages::new(shared.clone(), wishes);
-        tokio::join!(server.serve(pages, tasks, stop.clone()), listen(shared, listening, stop));
+        tokio::join!(server.serve(pages, tasks, stop.clone()), Listener::new(shared, heard).listen(stop));
     });
     // Hooks that are not over by now are not waited for; nothing here blocks.
     runtime.shutdown_background();
 }
 
-/// Hears what the router thread tells, until that has ended or the process does; then there are two more seconds for the hooks.
-async fn listen(shared: Shared, mut listening: mpsc::Receiver<Told>, stop: CancellationToken) {
-    let mut hooks = hooks::Hooks::new(shared.clone());
-    let mut farewells = farewell::Farewells::new(shared);
-    let hear = |told, hooks: &mut hooks::Hooks, farewells: &mut farewell::Farewells| match told {
-        Told::Note(note) => {
-            words::log(&note);
-            hooks.note(&note);
+/// Hears what the router thread tells.
+struct Listener {
+    heard: Heard,
+    hooks: hooks::Hooks,
+    farewells: farewell::Farewells,
+}
+
+impl Listener {
+    fn new(shared: Shared, heard: Heard) -> Self {
+        let hooks = hooks::Hooks::new(shared.clone());
+        Self { heard, hooks, farewells: farewell::Farewells::new(shared) }
+    }
+
+    /// Until the router thread has ended or the process does; then there are two more seconds for hooks and farewells.
+    async fn listen(mut self, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                notice = self.heard.listening.recv() => match notice {
+                    Some(notice) => self.hear(notice),
+                    None => break,
+                },
+                () = self.hooks.progress() => {}
+                () = self.farewells.progress() => {}
+                () = stop.cancelled() => break,
+            }
         }
-        Told::Left(addresses) => farewells.begin(addresses),
-    };
-    loop {
-        tokio::select! {
-            told = listening.recv() => match told {
-                Some(told) => hear(told, &mut hooks, &mut farewells),
-                None => break,
-            },
-            () = hooks.progress() => {}
-            () = farewells.progress() => {}
-            () = stop.cancelled() => break,
+        while let Ok(notice) = self.heard.listening.try_recv() {
+            self.hear(notice);
+        }
+        let rest = async { tokio::join!(self.hooks.finish(), self.farewells.finish()) };
+        if tokio::time::timeout(LAST_HOOKS, rest).await.is_err() {
+            tracing::warn!(
+                "hooks or farewells were not over at the end of the process, and are left to themselves"
+            );
         }
     }
-    while let Ok(told) = listening.try_recv() {
-        hear(told, &mut hooks, &mut farewells);
-    }
-    let rest = async { tokio::join!(hooks.finish(), farewells.finish()) };
-    if tokio::time::timeout(LAST_HOOKS, rest).await.is_err() {
-        tracing::warn!(
-            "hooks or farewells were not over at the end of the process, and are left to themselves"
-        );
+
+    fn hear(&mut self, notice: Notice) {
+        match notice {
+            Notice::Note(note) => self.hooks.note(&note),
+            Notice::Left { router, addresses } => self.farewells.begin(&router, addresses),
+            Notice::Took { router } => self.farewells.take_back(&router),
+            Notice::Configuration(config) => {
+                logging::set_level(config.log.level);
+                self.heard.set_config.send_replace(Arc::new(*config));
+                self.heard.set_reload.send_replace(Some(Reload { ok: true, text: String::new() }));
+            }
+            Notice::BadConfiguration(text) => {
+                self.heard.set_reload.send_replace(Some(Reload { ok: false, text }));
+            }
+        }
     }
 }

@@ -19,9 +19,10 @@ use std::time::{Duration, Instant};
 use pointsman_config::{Config, IpNet, Vip, VipName};
 use pointsman_process::logging::Logging;
 use pointsman_vrrp::advert::{Advert, Form, decode, peek};
-use pointsman_vrrp::event::{Action, Event, Link, LinkFault};
+use pointsman_vrrp::event::{Action, Event, Link, LinkFault, State};
 use pointsman_vrrp::frame::announcement;
 use pointsman_vrrp::node::{Node, NodeSettings};
+use pointsman_vrrp::note::{Note, Transition};
 use pointsman_vrrp::router::{OWNER, Settings};
 use pointsman_vrrp::time::Moment;
 use tokio::runtime::{Builder, Runtime};
@@ -32,7 +33,7 @@ use crate::netlink::{Lifetime, Netlink, NetlinkError, NetlinkEvent, NetlinkEvent
 use crate::peers::{Peers, PeersError};
 use crate::privileges;
 use crate::raw::Family;
-use crate::side::{self, Ends, Side};
+use crate::side::{self, Ends, Notice};
 
 mod interfaces;
 
@@ -93,12 +94,14 @@ fn work(
     link: RawFd,
     logging: &Logging,
 ) -> anyhow::Result<()> {
-    let (side, ends) = Side::start(Arc::new(config.clone()), logging.dropped_lines())?;
+    let (ends, side) = side::start(&config)?;
     runtime.block_on(async {
         let guard = GuardLink::from_fd(link)?;
-        Worker::start(config, file, guard, (side, ends))?.run(logging).await;
-        Ok(())
-    })
+        Worker::start(config, file, guard, ends)?.run(logging).await;
+        anyhow::Ok(())
+    })?;
+    side.end();
+    Ok(())
 }
 
 /// Why the worker cannot work.
@@ -169,7 +172,6 @@ pub struct Worker {
     events: NetlinkEvents,
     peers: Option<Peers>,
     guard: GuardLink,
-    side: Side,
     ends: Ends,
     buffer: Box<[u8]>,
     refresh_at: Moment,
@@ -180,12 +182,7 @@ pub struct Worker {
 
 impl Worker {
     /// Everything opened, nothing taken yet. On the runtime of the router thread.
-    pub fn start(
-        config: Config,
-        file: &Path,
-        guard: GuardLink,
-        (side, ends): (Side, Ends),
-    ) -> Result<Self, WorkerError> {
+    pub fn start(config: Config, file: &Path, guard: GuardLink, ends: Ends) -> Result<Self, WorkerError> {
         let events = NetlinkEvents::open()?; // before anything is read, so that no change is missed
         let began = Instant::now();
         let now = Moment::ZERO;
@@ -202,7 +199,6 @@ impl Worker {
             events,
             peers,
             guard,
-            side,
             ends,
             buffer: vec![0; interfaces::BUFFER].into(),
             refresh_at: now,
@@ -551,7 +547,7 @@ impl Worker {
                 }
                 Action::Note(note) => {
                     news = true;
-                    self.ends.tell.note(note);
+                    self.note(note);
                 }
             }
         }
@@ -598,7 +594,7 @@ impl Worker {
         self.remove(name);
         if let Some(router) = self.routers.get(name) {
             let addresses = router.vip.addresses.iter().map(IpNet::addr).collect();
-            self.ends.tell.left(addresses);
+            self.ends.tell(Notice::Left { router: name.clone(), addresses });
         }
     }
 
@@ -690,13 +686,21 @@ impl Worker {
 
     // ---- What is told ------------------------------------------------------------------------------------------------
 
+    fn note(&mut self, note: Note) {
+        log(&note);
+        if let Note::Transition(Transition { router, to: State::Active, .. }) = &note {
+            self.ends.tell(Notice::Took { router: router.clone() });
+        }
+        self.ends.tell(Notice::Note(note));
+    }
+
     /// Publishes what is shown.
     fn show(&mut self) {
         let now = self.now();
         self.show_at = now + SHOW;
         let status = self.node.status(now);
         self.guard.status(&line(&status));
-        self.ends.show.status(status);
+        self.ends.show(Arc::new(status));
     }
 
     /// Tells of a failure, not more often than somebody can read it.
@@ -715,6 +719,7 @@ impl Worker {
         match Config::load(&self.file) {
             Err(diagnostics) => {
                 tracing::error!("the configuration stays as it was: the new one is wrong\n{diagnostics}");
+                self.ends.tell(Notice::BadConfiguration(diagnostics.to_string()));
             }
             Ok(config) => {
                 for change in unchangeable(&self.config, &config) {
@@ -745,7 +750,7 @@ impl Worker {
         }
         self.carry_out(actions);
         self.tell_links(Some(&new));
-        self.side.reconfigure(Arc::new(self.config.clone()));
+        self.ends.tell(Notice::Configuration(Box::new(self.config.clone())));
     }
 
     /// Other hosts, another key, another address of ours: all connections are made anew. What cannot be used is not taken.
@@ -792,7 +797,7 @@ impl Worker {
         if let Err(error) = self.netlink.remove_all(gone.into_iter().map(|net| (index, net)).collect()) {
             self.complain("release", &error);
         }
-        self.ends.tell.left(addresses);
+        self.ends.tell(Notice::Left { router: now.name.clone(), addresses });
     }
 }
 
@@ -837,4 +842,23 @@ fn line(status: &pointsman_vrrp::status::Status) -> String {
         status.peers.iter().map(|peer| format!("{} {}", peer.node, peer.state.as_str())).collect();
     let parts = [routers.join(", "), peers.join(", ")];
     parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("; ")
+}
+
+fn log(note: &Note) {
+    match note {
+        Note::Transition(Transition { router, from, to, reason, priority }) => {
+            tracing::info!(%router, %from, %to, priority, reason = reason.label(), "{router} is {to}: {reason}");
+        }
+        Note::Alarm { router, alarm } => {
+            tracing::warn!(%router, alarm = alarm.kind().as_str(), "{router}: {alarm}");
+        }
+        Note::AlarmOver { router, kind } => {
+            tracing::info!(%router, alarm = kind.as_str(), "{router}: the alarm {} is over", kind.as_str());
+        }
+        // A stranger can cause twenty in a second; what is wrong then is an alarm.
+        Note::Repaired { router, by } => {
+            tracing::debug!(%router, by = by.label(), "{router}: the neighbours are told anew who has the addresses");
+        }
+        Note::Peer { node, news } => tracing::info!(%node, "{node}: {news}"),
+    }
 }

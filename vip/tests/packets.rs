@@ -1,4 +1,5 @@
 //! Packets between two hosts, in network namespaces: byte for byte what keepalived sends in the same place.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod support;
 
@@ -7,11 +8,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use pointsman_vip::neighbours::{self, AdvertisementListener, ArpListener, FrameSender};
-use pointsman_vip::netlink::{Lifetime, Netlink};
+use pointsman_vip::netlink::Lifetime;
 use pointsman_vip::raw::{self, Family, VrrpSender, VrrpSocket};
 use pointsman_vrrp::advert::Envelope;
 use socket2::{Domain, Protocol, Socket, Type};
-use support::{Host, inside, ip, runtime};
+use support::{Host, inside, ip, patient_netlink, runtime};
 use tokio::time::timeout;
 
 /// Frames captured from keepalived: name, tab, hex.
@@ -144,7 +145,7 @@ async fn receive(socket: &mut VrrpSocket) -> (Envelope, Vec<u8>) {
 }
 
 fn index(name: &str) -> u32 {
-    Netlink::open().unwrap().link(name).unwrap().unwrap().index
+    patient_netlink().link(name).unwrap().unwrap().index
 }
 
 #[test]
@@ -238,7 +239,7 @@ fn sockets_outlive_an_interface_that_is_down_for_a_while() {
 
 async fn wait_for_carrier(host: &Host) {
     let carrier = |name: &str| {
-        let link = Netlink::open().unwrap().link(name).unwrap().unwrap();
+        let link = patient_netlink().link(name).unwrap().unwrap();
         link.up && link.carrier
     };
     while !(carrier("v0") && host.within(|| carrier("v1"))) {
@@ -310,7 +311,7 @@ fn the_neighbours_send_to_whoever_claimed_last() {
     let host = Host::connected();
     host.run("address add 10.99.0.99/24 dev v1");
     host.run("neigh add 10.99.0.50 lladdr 02:00:00:00:00:77 nud stale dev v1");
-    let netlink = Netlink::open().unwrap();
+    let netlink = patient_netlink();
     netlink.add(index("v0"), "10.99.0.50/24".parse().unwrap(), Lifetime::HELD).unwrap();
     FrameSender::open(index("v0"), "v0").unwrap().send(&frame("Gratuitous ARP")).unwrap();
     let known = || host.within(|| support::ip_says("neigh show 10.99.0.50 dev v1"));

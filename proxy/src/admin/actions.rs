@@ -1,5 +1,7 @@
 //! What an operator may change. Reached through the UNIX socket only.
 
+use std::net::IpAddr;
+
 use hyper::StatusCode;
 use pointsman_core::close::CloseReason;
 use pointsman_core::event::{AdminMode, Event};
@@ -75,4 +77,20 @@ pub(super) fn kill(app: &App, id: &str) -> Answer {
     session.kill(CloseReason::Killed);
     tracing::warn!(session = number, client = %session.client(), "an operator ended a session");
     done(format!("session {number} ends now"), Some(1))
+}
+
+/// `POST /api/v1/addresses/left?address=IP`: this address was on this host, and is on another one now. What its clients still send goes
+/// there, so their sessions here are over, and what they hold on the servers must not stay locked.
+pub(super) fn left(app: &App, address: Option<&str>) -> Answer {
+    let Some(address) = address.and_then(|text| text.parse::<IpAddr>().ok()) else {
+        let sentence = "name the address that has left, as in ?address=192.168.60.110";
+        return answer::problem(StatusCode::BAD_REQUEST, sentence);
+    };
+    let count = app.sessions.end_at(address, &CloseReason::VipMoved);
+    if let Some(cores) = app.cores() {
+        cores.sweep();
+    }
+    tracing::info!(%address, sessions = count, "an address has left this host: its sessions end");
+    let sessions = if count == 1 { "session ends" } else { "sessions end" };
+    done(format!("{address} has left: {count} {sessions} now"), Some(count))
 }

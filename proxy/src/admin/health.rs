@@ -25,6 +25,8 @@ pub(super) struct Verdict {
     ok: bool,
     node: String,
     life: Life,
+    /// All that is missing has just begun, and nobody can say yet whether it will come.
+    starting: bool,
     /// Why it is not well; empty when it is.
     why: Vec<String>,
     /// What does not decide, but is worth knowing.
@@ -33,7 +35,8 @@ pub(super) struct Verdict {
 
 impl Verdict {
     fn new(app: &App, why: Vec<String>, remarks: Vec<String>) -> Self {
-        Self { ok: why.is_empty(), node: app.node.to_string(), life: app.life(), why, remarks }
+        let starting = app.life() == Life::Starting;
+        Self { ok: why.is_empty(), node: app.node.to_string(), life: app.life(), starting, why, remarks }
     }
 }
 
@@ -57,16 +60,24 @@ pub(super) fn ready(app: &App, cluster: Option<&str>) -> Result<Verdict, String>
     let parts = app.parts.load();
     let mut why = serving(app);
     let mut remarks = Vec::new();
+    // Reasons that are no more than that a cluster has just begun: a reload may have brought it.
+    let mut new = 0;
     for cluster in chosen(&parts, cluster)? {
         for listener in parts.listeners_of(&cluster.name).filter(|listener| !listener.listening()) {
             why.push(format!("the listener {} does not accept connections", listener.name));
         }
+        let before = why.len();
         match described(cluster) {
             Ok(described) => reach(&described.status, &mut why, &mut remarks),
             Err(sentence) => why.push(sentence),
         }
+        if is_new(cluster) {
+            new += why.len() - before;
+        }
     }
-    Ok(Verdict::new(app, why, remarks))
+    let all_new = new > 0 && new == why.len();
+    let verdict = Verdict::new(app, why, remarks);
+    Ok(Verdict { starting: verdict.starting || all_new, ..verdict })
 }
 
 /// Writes would be served, or held within bounds.
@@ -169,6 +180,14 @@ fn reach(status: &ClusterStatus, why: &mut Vec<String>, remarks: &mut Vec<String
     if !lost.is_empty() {
         remarks.push(format!("members of the cluster {name} out of reach: {}", lost.join(", ")));
     }
+}
+
+/// Nothing has answered yet, and nothing has failed.
+fn is_new(cluster: &ClusterHandle) -> bool {
+    cluster.status().is_none_or(|described| {
+        let status = &described.status;
+        status.store.age_ms.is_none() && status.store.error.is_none() && status.members.is_empty()
+    })
 }
 
 fn unreachable(member: &MemberStatus) -> bool {

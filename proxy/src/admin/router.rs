@@ -5,13 +5,23 @@ use pointsman_process::answer::{self, Answer};
 use pointsman_process::request::{self, Change, Door, look, number, query};
 
 use super::{Context, actions, api, events, health, pages};
+use crate::vip::VipView;
 
 /// What a person who guessed wrong is told.
 const PATHS: &str = "not found; there is / (also /stats), /metrics, /live, /ready, /primary, /replicas, \
-     /api/v1/status, /api/v1/members, /api/v1/sessions, /api/v1/listeners, /api/v1/timeline, /api/v1/events";
+     /api/v1/status, /api/v1/members, /api/v1/sessions, /api/v1/listeners, /api/v1/timeline, /api/v1/events, /api/v1/vip";
 
 /// Answers one request. Its body is never read: nothing here takes one.
-pub(super) fn handle<B>(context: &Context, door: Door, request: &Request<B>) -> Answer {
+pub(super) async fn handle<B: Send>(context: &Context, door: Door, request: Request<B>) -> Answer {
+    // The one page for which somebody else is asked first, and only if it is wanted.
+    let vip = match request.uri().path() {
+        "/api/v1/vip" => Some(context.app.vip.look().await),
+        _ => None,
+    };
+    route(context, door, &request, vip.as_deref())
+}
+
+fn route<B>(context: &Context, door: Door, request: &Request<B>, vip: Option<&VipView>) -> Answer {
     let uri = request.uri();
     let parts = request::parts(uri);
     let parts: Vec<_> = parts.iter().map(AsRef::as_ref).collect();
@@ -21,6 +31,10 @@ pub(super) fn handle<B>(context: &Context, door: Door, request: &Request<B>) -> 
             change(request, door, || actions::member(&context.app, cluster, member, action))
         }
         ["api", "v1", "sessions", id, "kill"] => change(request, door, || actions::kill(&context.app, id)),
+        ["api", "v1", "addresses", "left"] => {
+            change(request, door, || actions::left(&context.app, query(request.uri(), "address").as_deref()))
+        }
+        ["api", "v1", "vip"] => look(request, || answer::json(StatusCode::OK, &vip)),
         parts => look(request, || page(context, request, parts)),
     };
     request::unread(request, answer)

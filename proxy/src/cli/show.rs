@@ -34,7 +34,7 @@ fn span(value: &Value, pointer: &str) -> String {
 }
 
 /// `pointsman status`.
-pub(super) fn status(answer: &Value) -> String {
+pub(super) fn status(answer: &Value, vip: Option<&Value>) -> String {
     let mut out = String::new();
     let process = answer.get("process").unwrap_or(&Value::Null);
     let _ = writeln!(
@@ -56,6 +56,7 @@ pub(super) fn status(answer: &Value) -> String {
     } else if !text(process, "/reload/text").is_empty() {
         let _ = writeln!(out, "the last reload was not complete: {}", clean(text(process, "/reload/text")));
     }
+    out.push_str(&vip.map(virtual_ip).unwrap_or_default());
     congestion(&mut out, answer);
     for cluster in list(answer, "/clusters") {
         out.push('\n');
@@ -64,6 +65,28 @@ pub(super) fn status(answer: &Value) -> String {
     out.push('\n');
     out.push_str(&listeners(list(answer, "/listeners")));
     out
+}
+
+/// The virtual IP on this host, in one line; nothing if none is configured.
+fn virtual_ip(vip: &Value) -> String {
+    match text(vip, "/state") {
+        "running" => {}
+        "absent" => return "virtual IP: pointsman-vip does not run on this host\n".to_owned(),
+        "broken" => return format!("virtual IP: {}\n", clean(text(vip, "/why"))),
+        _ => return String::new(),
+    }
+    let routers = list(vip, "/status/routers").iter().map(|router| {
+        let holder = match (text(router, "/holder/node"), text(router, "/holder/address")) {
+            _ if text(router, "/state") == "active" => "on this host",
+            ("", "") => "held by nobody who is heard",
+            ("", address) => &format!("on {address}"),
+            (node, _) => &format!("on {node}"),
+        };
+        let alarms =
+            if list(router, "/alarms").is_empty() { "" } else { ", ALARM: see pointsman-vip status" };
+        clean(&format!("{} {holder}{alarms}", names(router, "/addresses")))
+    });
+    format!("virtual IP: {}\n", routers.collect::<Vec<_>>().join("; "))
 }
 
 /// Connections that nobody accepts in time.

@@ -422,7 +422,8 @@ impl fmt::Display for Reason {
                 write!(f, "this process did not run for {} ms; others may hold the addresses", by.as_millis())
             }
             Self::LinkLost(fault) => fault.fmt(f),
-            Self::Stopped { to } => write!(f, "pointsman-vip stops; {}", taken(to)),
+            Self::Stopped { to: Some(node) } => write!(f, "pointsman-vip stops; {node} has taken over"),
+            Self::Stopped { to: None } => f.write_str("pointsman-vip stops"),
             Self::Reconfigured => f.write_str("the configuration has changed"),
         }
     }

@@ -43,6 +43,12 @@ pub(super) fn status(answer: &Value) -> String {
     if answer.get("alive") == Some(&Value::Bool(false)) {
         out.push_str("STUCK: the thread that decides has shown nothing for seconds; what follows is old\n");
     }
+    if answer.pointer("/reload/ok") == Some(&Value::Bool(false)) {
+        out.push_str("the last reload failed and the old configuration stays:\n");
+        for line in text(answer, "/reload/text").lines() {
+            let _ = writeln!(out, "{}", format!("  {}", clean(line)).trim_end());
+        }
+    }
     out.push('\n');
     out.push_str(&routers(answer));
     let peers = list(answer, "/peers");

@@ -1,7 +1,6 @@
 //! The guard's loop: start a worker, listen, clean up behind it, start the next.
 
 use std::fmt;
-use std::os::fd::AsFd as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
@@ -90,7 +89,7 @@ impl Life {
             worker.kill();
             worker.is_dead_within(DEATH)
         };
-        self.note(&worker.listen()); // its last words
+        self.hear_last_words(&mut worker);
         let cleaning = self.clean(&worker, ended);
         self.tell(&end, &mut worker, &cleaning);
         if !died {
@@ -157,21 +156,32 @@ impl Life {
     }
 
     fn note(&mut self, heard: &Heard) {
+        if let Some(line) = &heard.status {
+            self.guard.service.tell(News::Status(line.clone()));
+        }
         if heard.ready && (!self.was_ready || self.reloading) {
             self.was_ready = true;
             self.reloading = false;
             self.guard.service.tell(News::Ready);
-        }
-        if let Some(line) = &heard.status {
-            self.guard.service.tell(News::Status(line.clone()));
         }
         if let Some(error) = heard.senseless {
             tracing::error!("The worker says what makes no sense: {error}");
         }
     }
 
+    /// What is left of what it said, all of it: what it held may be told in there.
+    fn hear_last_words(&mut self, worker: &mut Worker) {
+        loop {
+            let heard = worker.listen();
+            self.note(&heard);
+            if !heard.anything {
+                return;
+            }
+        }
+    }
+
     fn take_signals(&mut self, worker: Option<&Worker>) {
-        while let Some(signal) = next_signal(self.guard.signals.as_fd()) {
+        while let Some(signal) = next_signal(&self.guard.signals) {
             match signal {
                 libc::SIGHUP => {
                     // Without a worker there is nothing to do: the next one reads the file.

@@ -1,4 +1,4 @@
-//! What the side thread counts itself. Everything is written by it alone, but for the notes that it never got.
+//! What the side thread counts itself. Everything is written by it alone, but for the notices that it never got.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,7 +10,7 @@ use serde::Serialize;
 /// How a hook ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum HookOutcome {
+pub(crate) enum HookOutcome {
     /// With exit code 0.
     Ok,
     /// With another, or by a signal.
@@ -25,10 +25,11 @@ pub enum HookOutcome {
 
 impl HookOutcome {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Ok, Self::Failed, Self::Timeout, Self::NotStarted, Self::Superseded];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Ok, Self::Failed, Self::Timeout, Self::NotStarted, Self::Superseded];
 
     /// The label of metrics.
-    pub const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Ok => "ok",
             Self::Failed => "failed",
@@ -41,9 +42,9 @@ impl HookOutcome {
 
 /// Numbers for metrics and status.
 #[derive(Debug, Default)]
-pub struct Counters {
+pub(crate) struct Counters {
     hooks: Mutex<BTreeMap<(VipName, HookOutcome), u64>>,
-    notes_dropped: AtomicU64,
+    notices_dropped: AtomicU64,
     farewells: AtomicU64,
     farewells_failed: AtomicU64,
     readings: Mutex<BTreeMap<&'static str, u64>>,
@@ -56,18 +57,18 @@ impl Counters {
     }
 
     /// How many hooks of a virtual router ended so.
-    pub fn hooks(&self, router: &VipName, outcome: HookOutcome) -> u64 {
+    pub(crate) fn hooks(&self, router: &VipName, outcome: HookOutcome) -> u64 {
         let hooks = self.hooks.lock().unwrap_or_else(PoisonError::into_inner);
         hooks.get(&(router.clone(), outcome)).copied().unwrap_or(0)
     }
 
-    pub(super) fn notes_dropped(&self) {
-        self.notes_dropped.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn notice_dropped(&self) {
+        self.notices_dropped.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Notes that the side thread never got.
-    pub fn dropped(&self) -> u64 {
-        self.notes_dropped.load(Ordering::Relaxed)
+    /// Notices that the side thread never got.
+    pub(crate) fn dropped(&self) -> u64 {
+        self.notices_dropped.load(Ordering::Relaxed)
     }
 
     pub(super) fn farewell(&self, told: bool) {
@@ -76,7 +77,7 @@ impl Counters {
     }
 
     /// Addresses of whose leaving the proxy was told, and those where it did not answer.
-    pub fn farewells(&self) -> (u64, u64) {
+    pub(crate) fn farewells(&self) -> (u64, u64) {
         (self.farewells.load(Ordering::Relaxed), self.farewells_failed.load(Ordering::Relaxed))
     }
 
@@ -86,7 +87,7 @@ impl Counters {
     }
 
     /// Readings of the proxy by their label.
-    pub fn readings(&self, label: &'static str) -> u64 {
+    pub(crate) fn readings(&self, label: &'static str) -> u64 {
         let readings = self.readings.lock().unwrap_or_else(PoisonError::into_inner);
         readings.get(label).copied().unwrap_or(0)
     }

@@ -6,14 +6,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pointsman_config::VipName;
 use pointsman_process::PROXY;
-use pointsman_process::client::{Client, ClientError, escape};
-use pointsman_vrrp::event::State;
+use pointsman_process::client::{Client, escape};
 use serde_json::Value;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep};
 
-use super::Shared;
+use super::{Counters, Shared};
 
 /// For one answer of the proxy.
 const DEADLINE: Duration = Duration::from_secs(1);
@@ -33,15 +33,17 @@ const AT_ONCE: usize = 64;
 pub(super) struct Farewells {
     shared: Shared,
     running: JoinSet<()>,
+    /// To be given up when the addresses come back.
+    of: Vec<(VipName, AbortHandle)>,
 }
 
 impl Farewells {
     pub(super) fn new(shared: Shared) -> Self {
-        Self { shared, running: JoinSet::new() }
+        Self { shared, running: JoinSet::new(), of: Vec::new() }
     }
 
     /// Begins to tell. A host without listeners has no proxy, and nobody to tell.
-    pub(super) fn begin(&mut self, addresses: Vec<IpAddr>) {
+    pub(super) fn begin(&mut self, router: &VipName, addresses: Vec<IpAddr>) {
         let config = Arc::clone(&self.shared.config.borrow());
         if config.listeners.is_empty() {
             return;
@@ -52,17 +54,27 @@ impl Farewells {
                 self.shared.counters.farewell(false);
                 continue;
             }
-            self.running.spawn(tell(self.shared.clone(), config.admin.socket.clone(), address));
+            let told = tell(Arc::clone(&self.shared.counters), config.admin.socket.clone(), address);
+            self.of.push((router.clone(), self.running.spawn(told)));
         }
+    }
+
+    /// The addresses are here again: their sessions are good ones.
+    pub(super) fn take_back(&mut self, router: &VipName) {
+        let ours = self.of.iter().filter(|(of, _)| of == router);
+        ours.for_each(|(_, farewell)| farewell.abort());
     }
 
     /// Takes note of those that are over. Waits for ever while there is none. Cancel-safe.
     pub(super) async fn progress(&mut self) {
         match self.running.join_next().await {
-            Some(Ok(())) => {}
-            Some(Err(error)) => tracing::error!(%error, "the task of a farewell has failed"),
-            None => std::future::pending().await,
+            Some(Err(error)) if error.is_panic() => {
+                tracing::error!(%error, "the task of a farewell has failed");
+            }
+            Some(_) => {}
+            None => return std::future::pending().await,
         }
+        self.of.retain(|(_, farewell)| !farewell.is_finished());
     }
 
     /// Waits for all of them.
@@ -73,8 +85,8 @@ impl Farewells {
     }
 }
 
-/// Tells the proxy of one address, and again while it does not answer and the address is not back.
-async fn tell(shared: Shared, socket: PathBuf, address: IpAddr) {
+/// Tells the proxy of one address, and again while it does not answer.
+async fn tell(counters: Arc<Counters>, socket: PathBuf, address: IpAddr) {
     let proxy = Client::new(PROXY, socket).within(DEADLINE, LARGEST);
     let path = format!("/api/v1/addresses/left?address={}", escape(&address.to_string()));
     let until = Instant::now() + INSISTENCE;
@@ -83,28 +95,16 @@ async fn tell(shared: Shared, socket: PathBuf, address: IpAddr) {
             Ok(answer) => {
                 let sessions = answer.get("sessions").and_then(Value::as_u64).unwrap_or(0);
                 tracing::info!(%address, sessions, "the proxy closes the sessions of an address that has left");
-                shared.counters.farewell(true);
+                counters.farewell(true);
                 return;
             }
             Err(error) => error,
         };
-        if matches!(error, ClientError::Refused(_)) || Instant::now() >= until {
+        if error.is_refusal() || Instant::now() >= until {
             tracing::warn!(%address, "the proxy could not be told that it has left: {error}");
-            shared.counters.farewell(false);
+            counters.farewell(false);
             return;
         }
         sleep(PAUSE).await;
-        if is_here(&shared, address) {
-            return;
-        }
     }
-}
-
-/// Whether the address is on this host (again).
-fn is_here(shared: &Shared, address: IpAddr) -> bool {
-    let shown = shared.shown.borrow();
-    let config = shared.config.borrow();
-    let active = shown.status.routers.iter().filter(|router| router.state == State::Active);
-    let vips = active.filter_map(|router| config.vips.iter().find(|vip| vip.name == router.name));
-    vips.into_iter().any(|vip| vip.addresses.iter().any(|net| net.addr() == address))
 }

@@ -23,8 +23,8 @@ use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::Shared;
 use super::counters::HookOutcome;
-use super::{Shared, words};
 
 /// How long a hook may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -136,7 +136,7 @@ impl Hooks {
             Note::Repaired { router, by: by @ (Repair::Advert | Repair::Neighbour | Repair::Report) } => {
                 let shown = Arc::clone(&self.shared.shown.borrow().status);
                 let found = shown.routers.iter().find(|found| found.name == *router)?;
-                (router, Event::Claim, found.state, found.priority, words::claim(*by).to_owned())
+                (router, Event::Claim, found.state, found.priority, claim(*by).to_owned())
             }
             Note::Repaired { .. } | Note::Alarm { .. } | Note::AlarmOver { .. } | Note::Peer { .. } => {
                 return None;
@@ -188,6 +188,17 @@ fn environment(config: &Config, vip: &Vip) -> Vec<(&'static str, String)> {
         ("POINTSMAN_ROUTER_ID", vip.router_id.to_string()),
         ("POINTSMAN_ADDRESSES", addresses.join(" ")),
     ]
+}
+
+/// What somebody did that made us tell the neighbours anew.
+const fn claim(by: Repair) -> &'static str {
+    match by {
+        Repair::Advert => "another host sent an advert of lower priority",
+        Repair::Neighbour => "another host told the neighbours that it has the addresses",
+        Repair::Return => "a host is back that may have held the addresses",
+        Repair::Report => "another host reported that it was active",
+        Repair::Restored => "the addresses were removed from the interface, and put back",
+    }
 }
 
 /// Runs one hook to its end.

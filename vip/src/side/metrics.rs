@@ -3,8 +3,8 @@
 //! Everything is made from the description that people are shown, so the two cannot differ. States are 0 or 1 for each label.
 
 use std::fmt::{Display, Write as _};
-use std::sync::atomic::Ordering;
 
+use pointsman_process::logging;
 use pointsman_vrrp::event::State;
 use pointsman_vrrp::note::AlarmKind;
 use pointsman_vrrp::status::{PeerState, ProxyState, RouterStatus, Status};
@@ -183,8 +183,8 @@ fn own(out: &mut Page, status: &Status, shared: &Shared) {
     for (outcome, count) in [("told", told), ("failed", failed)] {
         out.sample("farewells_total", &[("outcome", &outcome)], count);
     }
-    out.family("notes_dropped_total", "counter", "Notes for log and hooks that came too fast");
-    out.sample("notes_dropped_total", &[], counters.dropped());
+    out.family("notices_dropped_total", "counter", "Notices for hooks and the proxy that came too fast");
+    out.sample("notices_dropped_total", &[], counters.dropped());
     out.family("log_lines_dropped_total", "counter", "Log lines that nobody took in time");
-    out.sample("log_lines_dropped_total", &[], shared.log_lines_dropped.load(Ordering::Relaxed));
+    out.sample("log_lines_dropped_total", &[], logging::dropped_lines());
 }

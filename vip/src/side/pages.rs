@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::counters::HookOutcome;
-use super::{Command, Shared, metrics};
+use super::{Command, Reload, Shared, metrics};
 
 /// What a person who guessed wrong is told.
 const PATHS: &str = "not found; there is /live, /metrics, /api/v1/status, and through the UNIX socket /api/v1/yield and /api/v1/resume";
@@ -47,6 +47,7 @@ struct Document {
     pid: u32,
     /// The router thread goes round.
     alive: bool,
+    reload: Option<Reload>,
     /// How the hooks of each virtual router ended.
     hooks: Vec<HookCounts>,
 }
@@ -117,7 +118,8 @@ impl Pages {
             })
         });
         let hooks = hooks.collect();
-        Document { status, pid: std::process::id(), alive: self.is_alive(), hooks }
+        let reload = self.shared.reload.borrow().clone();
+        Document { status, pid: std::process::id(), alive: self.is_alive(), reload, hooks }
     }
 
     /// `POST /api/v1/yield[?router=NAME]` and `/api/v1/resume`.

@@ -12,6 +12,7 @@ use pointsman_vrrp::event::{LinkFault, State};
 use pointsman_vrrp::note::{Alarm, Loss, PeerNews, Reason, Repair, Transition};
 use pointsman_vrrp::status::{Foreign, Holder, PeerState, PeerStatus, ProxyState, RouterStatus, Said};
 
+use super::counters::HookOutcome;
 use super::*;
 
 const SOON: Duration = Duration::from_secs(10);
@@ -53,8 +54,8 @@ fn lab(proxy: SocketAddr, hook: &str) -> Lab {
     let dir = tempfile::tempdir().unwrap();
     let address = free();
     let config = config(dir.path(), address, proxy, hook);
-    let (side, ends) = Side::start(config, Arc::default()).unwrap();
-    ends.show.status(status());
+    let (ends, side) = start(&config).unwrap();
+    ends.show(Arc::new(status()));
     Lab { dir, address, side: Some(side), ends }
 }
 
@@ -119,7 +120,12 @@ impl Lab {
 
     fn transition(&self, to: State, reason: Reason) {
         let transition = Transition { router: name("write"), from: State::Backup, to, reason, priority: 150 };
-        self.ends.tell.note(Note::Transition(transition));
+        self.ends.tell(Notice::Note(Note::Transition(transition)));
+    }
+
+    fn left(&self, addresses: &[&str]) {
+        let addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
+        self.ends.tell(Notice::Left { router: name("write"), addresses });
     }
 
     fn told(&self) -> Vec<String> {
@@ -175,8 +181,8 @@ fn the_socket_is_for_operators() {
     assert_eq!(lab.operator("GET", "/api/v1/yield").0, 405);
     assert_eq!(lab.operator("POST", "/api/v1/yield?router=nobody").0, 404);
     // Another process cannot take the socket.
-    let config = lab.side.as_ref().unwrap().config.borrow().clone();
-    let error = Side::start(config, Arc::default()).unwrap_err().to_string();
+    let config = config(lab.dir.path(), lab.address, free(), "true");
+    let error = start(&config).unwrap_err().to_string();
     assert!(error.starts_with("vrrp."), "{error}");
 }
 
@@ -194,7 +200,7 @@ fn a_wish_is_passed_on_and_answered_with_what_came_of_it() {
     answer.send(()).unwrap();
     let mut status = status();
     status.routers[0].state = State::Backup;
-    lab.ends.show.status(status);
+    lab.ends.show(Arc::new(status));
     let (code, body) = asked.join().unwrap();
     assert_eq!((code, json(&body)["done"].as_str()), (200, Some("write: lb2 holds the addresses")));
 }
@@ -219,10 +225,10 @@ fn hooks_are_told_everything_and_in_order() {
     told(&lab, 2);
     lab.transition(State::Initialize, Reason::LinkLost(LinkFault::Down("eth0".to_owned())));
     told(&lab, 3);
-    lab.ends.tell.note(Note::Repaired { router: name("write"), by: Repair::Return });
-    lab.ends.tell.note(Note::Repaired { router: name("write"), by: Repair::Advert });
+    lab.ends.tell(Notice::Note(Note::Repaired { router: name("write"), by: Repair::Return }));
+    lab.ends.tell(Notice::Note(Note::Repaired { router: name("write"), by: Repair::Advert }));
     told(&lab, 4);
-    lab.ends.tell.note(Note::Repaired { router: name("read"), by: Repair::Advert }); // it has no hook
+    lab.ends.tell(Notice::Note(Note::Repaired { router: name("read"), by: Repair::Advert })); // it has no hook
     lab.transition(State::Initialize, Reason::Stopped { to: None });
     lab.stop(); // what was told before the end still has its hook
     let vip = "write eth0 51 150 lb1 [192.168.60.110/24 192.168.60.111/24]";
@@ -240,7 +246,7 @@ fn hooks_are_told_everything_and_in_order() {
                 "INSTANCE write CLAIM 150 claim active {vip} another host sent an advert of lower priority"
             ),
             format!(
-                "INSTANCE write STOP 150 stop initialize {vip} pointsman-vip stops; nobody took over directly"
+                "INSTANCE write STOP 150 stop initialize {vip} pointsman-vip stops"
             ),
         ]
     );
@@ -257,20 +263,20 @@ fn the_newest_state_wins_while_a_hook_runs() {
         lab.transition(State::Backup, Reason::Reconfigured);
         lab.transition(State::Active, Reason::Owner);
     }
-    lab.ends.tell.note(Note::Repaired { router: name("write"), by: Repair::Neighbour });
+    lab.ends.tell(Notice::Note(Note::Repaired { router: name("write"), by: Repair::Neighbour }));
     lab.transition(State::Backup, Reason::Reconfigured);
-    let superseded = |lab: &Lab| lab.ends.tell.counters.hooks(&name("write"), HookOutcome::Superseded);
+    let superseded = |lab: &Lab| lab.ends.counters.hooks(&name("write"), HookOutcome::Superseded);
     eventually("the queue", || superseded(&lab) == 6);
     std::fs::remove_file(lab.path("wait")).unwrap();
     eventually("the rest", || lab.told() == ["ACTIVE", "BACKUP", "CLAIM"]);
-    let ok = |lab: &Lab| lab.ends.tell.counters.hooks(&name("write"), HookOutcome::Ok);
+    let ok = |lab: &Lab| lab.ends.counters.hooks(&name("write"), HookOutcome::Ok);
     eventually("their end", || ok(&lab) == 3);
 }
 
 #[test]
 fn hooks_that_fail_or_cannot_be_run_are_counted() {
     let lab = lab(free(), "echo something; echo wrong >&2; exit 3");
-    let count = |lab: &Lab, outcome| lab.ends.tell.counters.hooks(&name("write"), outcome);
+    let count = |lab: &Lab, outcome| lab.ends.counters.hooks(&name("write"), outcome);
     lab.transition(State::Active, Reason::Owner);
     eventually("the failure", || count(&lab, HookOutcome::Failed) == 1);
     std::fs::remove_file(lab.path("notify.sh")).unwrap();
@@ -285,7 +291,7 @@ fn a_hook_that_hangs_is_killed_with_its_children() {
     eventually("the hook", || !lab.told().is_empty());
     let child = PathBuf::from(format!("/proc/{}", lab.told()[0]));
     assert!(child.exists());
-    let count = |lab: &Lab| lab.ends.tell.counters.hooks(&name("write"), HookOutcome::Timeout);
+    let count = |lab: &Lab| lab.ends.counters.hooks(&name("write"), HookOutcome::Timeout);
     let deadline = Instant::now() + Duration::from_secs(20);
     while count(&lab) == 0 && Instant::now() < deadline {
         thread::sleep(Duration::from_millis(50));
@@ -400,10 +406,7 @@ fn admin_socket(path: PathBuf, code: u16) -> std::sync::mpsc::Receiver<String> {
 #[test]
 fn the_proxy_is_told_that_an_address_has_left_and_again_if_it_was_away() {
     let lab = lab(free(), "true");
-    let mut status = status();
-    status.routers[0].state = State::Backup;
-    lab.ends.show.status(status);
-    lab.ends.tell.left(vec!["192.168.60.110".parse().unwrap(), "fd00::1".parse().unwrap()]);
+    lab.left(&["192.168.60.110", "fd00::1"]);
     thread::sleep(Duration::from_millis(100)); // the first try finds nobody
     let questions = admin_socket(lab.path("admin.sock"), 200);
     let mut asked: Vec<_> = (0..2).map(|_| questions.recv_timeout(SOON).unwrap()).collect();
@@ -415,26 +418,28 @@ fn the_proxy_is_told_that_an_address_has_left_and_again_if_it_was_away() {
             "POST /api/v1/addresses/left?address=fd00%3A%3A1 HTTP/1.1",
         ]
     );
-    eventually("both are told", || lab.ends.tell.counters.farewells() == (2, 0));
+    eventually("both are told", || lab.ends.counters.farewells() == (2, 0));
 }
 
 #[test]
 fn an_address_that_is_back_is_not_said_good_bye_to() {
     let lab = lab(free(), "true");
-    lab.ends.tell.left(vec!["192.168.60.110".parse().unwrap()]); // and `write` is active
-    thread::sleep(Duration::from_millis(400));
+    lab.left(&["192.168.60.110"]);
+    thread::sleep(Duration::from_millis(50));
+    lab.ends.tell(Notice::Took { router: name("write") });
+    thread::sleep(Duration::from_millis(50));
     let questions = admin_socket(lab.path("admin.sock"), 200);
     assert!(questions.recv_timeout(Duration::from_millis(600)).is_err());
-    assert_eq!(lab.ends.tell.counters.farewells(), (0, 0));
+    assert_eq!(lab.ends.counters.farewells(), (0, 0));
 }
 
 #[test]
 fn a_refusal_is_final() {
     let lab = lab(free(), "true");
     let questions = admin_socket(lab.path("admin.sock"), 404);
-    lab.ends.tell.left(vec!["192.168.60.120".parse().unwrap()]);
+    lab.left(&["192.168.60.120"]);
     questions.recv_timeout(SOON).unwrap();
-    eventually("it is counted", || lab.ends.tell.counters.farewells() == (0, 1));
+    eventually("it is counted", || lab.ends.counters.farewells() == (0, 1));
     assert!(questions.recv_timeout(Duration::from_millis(400)).is_err());
 }
 
@@ -442,7 +447,7 @@ fn a_refusal_is_final() {
 fn a_full_queue_costs_notes_and_no_time() {
     let lab = lab(free(), "true");
     let began = Instant::now();
-    for _ in 0..20 * TOLD {
+    for _ in 0..20 * NOTICES {
         lab.transition(State::Backup, Reason::Started);
     }
     assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
@@ -470,8 +475,11 @@ fn every_sample_is_as_prometheus_wants_it() {
         from: "10.0.0.99".parse().unwrap(),
         count: 3,
     });
-    lab.ends.show.status(status);
-    lab.ends.tell.note(Note::Peer { node: NodeName::new("lb2").unwrap(), news: PeerNews::Lost(Loss::Ended) });
+    lab.ends.show(Arc::new(status));
+    lab.ends.tell(Notice::Note(Note::Peer {
+        node: NodeName::new("lb2").unwrap(),
+        news: PeerNews::Lost(Loss::Ended),
+    }));
     let (code, text) = lab.get("/metrics");
     assert_eq!(code, 200);
     for line in [
@@ -502,4 +510,20 @@ fn promtool(text: &str) {
     let output = tool.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && said.is_empty(), "{said}");
+}
+
+#[test]
+fn a_reload_changes_what_is_run_and_a_bad_one_is_shown() {
+    let lab = lab(free(), "echo old >> \"$(dirname \"$0\")/told\"");
+    assert_eq!(json(&lab.get("/api/v1/status").1)["reload"], serde_json::Value::Null);
+    lab.ends.tell(Notice::BadConfiguration("no such key".to_owned()));
+    let reload = |lab: &Lab| json(&lab.get("/api/v1/status").1)["reload"].clone();
+    eventually("the failure", || reload(&lab)["text"] == "no such key");
+    let mut config = Config::clone(&config(lab.dir.path(), lab.address, free(), "true"));
+    config.vips[0].notify = None;
+    lab.ends.tell(Notice::Configuration(Box::new(config)));
+    eventually("the success", || reload(&lab)["ok"] == true);
+    lab.transition(State::Active, Reason::Owner);
+    thread::sleep(Duration::from_millis(100));
+    assert!(lab.told().is_empty());
 }

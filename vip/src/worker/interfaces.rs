@@ -104,7 +104,7 @@ impl Sockets {
         Ok(None)
     }
 
-    fn readable<'s>(&'s self, all: &mut Vec<Pin<Box<dyn Future<Output = Result<(), RawError>> + 's>>>) {
+    fn readable<'s>(&'s self, all: &mut Vec<Readable<'s>>) {
         for socket in &self.vrrp {
             all.push(Box::pin(socket.readable()));
         }
@@ -116,6 +116,9 @@ impl Sockets {
         }
     }
 }
+
+/// One of several that are waited for.
+type Readable<'s> = Pin<Box<dyn Future<Output = Result<(), RawError>> + 's>>;
 
 /// A claim of an address that nobody has.
 const NOTHING: Arrival<'static> = Arrival::Claim(IpAddr::V4(Ipv4Addr::UNSPECIFIED), Mac::BROADCAST);

@@ -161,6 +161,42 @@ async fn a_killed_session_ends_wherever_it_stands() {
 }
 
 #[tokio::test]
+async fn sessions_of_an_address_that_has_left_end_and_others_go_on() {
+    let server = FakeServer::new().await;
+    let mut lab = Lab::with(|listener| listener.bind = vec![([0, 0, 0, 0], 0).into()]);
+    lab.route(&[("n1", server.address, 1)]);
+    let port = lab.address().port();
+    let through = async |address: [u8; 4]| {
+        let mut client = TcpStream::connect(SocketAddr::from((address, port))).await.unwrap();
+        client.write_all(&startup("alice")).await.unwrap();
+        let mut far = server.asked(&startup("alice")).await;
+        far.write_all(AUTH_OK).await.unwrap();
+        read_expected(&mut client, AUTH_OK).await;
+        (client, far)
+    };
+    let (mut moved, mut far) = through([127, 0, 0, 7]).await;
+    let mut stays = through([127, 0, 0, 8]).await;
+    let count = lab.sessions.end_at([127, 0, 0, 7].into(), &CloseReason::VipMoved);
+    lab.engine.cores().sweep();
+    assert_eq!(count, 1);
+    expect_fin(&mut moved).await;
+    expect_reset(&mut far).await;
+    stays.0.write_all(b"x").await.unwrap();
+    read_expected(&mut stays.1, b"x").await;
+    assert_eq!(lab.closes("vip-moved"), 1);
+
+    // One that is held there hears it, too.
+    lab.no_route();
+    let mut held = TcpStream::connect(SocketAddr::from(([127, 0, 0, 7], port))).await.unwrap();
+    held.write_all(&startup("alice")).await.unwrap();
+    eventually("it is held", || lab.stats.held.get() == 1).await;
+    assert_eq!(lab.sessions.end_at([127, 0, 0, 7].into(), &CloseReason::VipMoved), 1);
+    lab.engine.cores().sweep();
+    assert_eq!(read_error(&mut held).await[&'C'], "57P03");
+    eventually("it is counted", || lab.closes("vip-moved") == 2).await;
+}
+
+#[tokio::test]
 async fn a_cancel_request_reaches_candidates_and_members_that_still_have_sessions() {
     let (old, new, gone) = (FakeServer::new().await, FakeServer::new().await, nobody().await);
     let mut lab = Lab::new();

@@ -9,7 +9,7 @@ use crate::advert::Advert;
 use crate::event::{Action, LinkFault, Proxy};
 use crate::note::{Alarm, Note, Reason, Repair};
 use crate::router::announcements::Announcements;
-use crate::router::rivals::is_peer;
+use crate::router::rivals::{is_peer, node_at};
 use crate::router::{Mode, Rank, Router, World, holders};
 use crate::time::Moment;
 
@@ -145,9 +145,8 @@ impl Router {
 
     /// To somebody of higher rank.
     fn give_way(&mut self, world: World<'_>, to: Rank, say: bool, out: &mut Vec<Action>) {
-        let node = holders(world.group, &self.settings.name)
-            .find(|(_, _, rank)| rank.address == to.address)
-            .map(|(node, ..)| node.clone());
+        // The heir's advert may be here before its report.
+        let node = node_at(world.group, &self.settings.name, to.address);
         let Mode::Active(active) = &self.mode else { return };
         if active.offer.is_some() || self.stopping {
             self.hand_over(world.now, node, out);

@@ -557,6 +557,20 @@ fn a_wish_to_yield_is_an_offer_first() {
 }
 
 #[test]
+fn the_heirs_advert_is_as_good_as_its_report() {
+    let mut lab = holding();
+    lab.tell(Event::Yield { router: None });
+    let advert = Event::Advert { router: vip(), from: host(2), advert: advert(100) };
+    let actions = lab.node.handle(at(lab.now), advert);
+    assert_eq!(words(&actions), ["release", "advert 0", "backup by yielded"]);
+    let said = actions.iter().any(|action| {
+        let Action::Note(Note::Transition(transition)) = action else { return false };
+        transition.reason == Reason::Yielded { to: Some(node("lb2")) }
+    });
+    assert!(said, "{actions:?}");
+}
+
+#[test]
 fn an_heir_that_does_not_take_is_not_waited_for() {
     let mut lab = holding();
     lab.tell(Event::Yield { router: None });
