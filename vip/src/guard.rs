@@ -44,6 +44,8 @@ use crate::sys::process::take_signals;
 pub const WORKER: &str = "worker";
 /// The option that tells the worker the number of its descriptor, for [`GuardLink::from_fd`].
 pub const LINK_OPTION: &str = "--link";
+/// What the worker is called in lists of processes: it is not started by its name.
+const NAME: &str = "pointsman-vip";
 /// The exit code for a configuration that is wrong (`EX_CONFIG` of sysexits.h). A worker that ends with it is not started
 /// again, and the guard ends with it, too.
 pub const BAD_CONFIGURATION: u8 = 78;

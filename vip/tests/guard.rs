@@ -6,7 +6,7 @@
 
 mod support;
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::IpAddr;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use pointsman_config::{Config, VipName};
 use pointsman_vip::guard::{self, BAD_CONFIGURATION, Command, Cover, Farewell, GuardLink};
-use pointsman_vip::netlink::{Lifetime, Netlink, NetlinkEvent, NetlinkEvents, REFRESH};
+use pointsman_vip::netlink::{BOUND, Lifetime, Netlink, NetlinkEvent, NetlinkEvents, REFRESH};
 use pointsman_vip::privileges;
 use pointsman_vip::raw::{self, Family, VrrpSocket};
 use pointsman_vrrp::advert::{Envelope, GROUP_V4};
@@ -63,6 +63,10 @@ const TESTS: &[(&str, fn())] = &[
     ("a_worker_learns_of_the_guards_death", a_worker_learns_of_the_guards_death),
     ("the_kernel_cleans_up_behind_both", the_kernel_cleans_up_behind_both),
     ("a_pause_of_the_guard_does_not_blame_the_worker", a_pause_of_the_guard_does_not_blame_the_worker),
+    (
+        "a_worker_that_dies_while_the_guard_pauses_leaves_nothing_behind",
+        a_worker_that_dies_while_the_guard_pauses_leaves_nothing_behind,
+    ),
     ("a_bad_configuration_is_not_tried_again", a_bad_configuration_is_not_tried_again),
     (
         "a_worker_that_fails_is_started_again_ever_more_slowly",
@@ -132,12 +136,24 @@ fn guard(file: &str) -> ExitCode {
     guard::run(&config, Path::new(file))
 }
 
+/// Says something to the test, if that still listens.
+macro_rules! say {
+    ($($what:tt)*) => {{
+        let _ = writeln!(std::io::stdout(), $($what)*);
+    }};
+}
+
 /// A worker that holds the addresses. What it does it says on standard output.
 fn worker(mode: &str, link: i32) -> u8 {
-    println!("start {}", std::process::id());
+    say!("start {}", std::process::id());
     match mode {
         "hold" => {}
         "bad-configuration" => return BAD_CONFIGURATION,
+        "bad-configuration-slowly" => {
+            runtime().block_on(async { drop(GuardLink::from_fd(link).unwrap()) });
+            thread::sleep(Duration::from_millis(200));
+            return BAD_CONFIGURATION;
+        }
         "fail" => return 1,
         "hook" => privileges::keep_for_worker().unwrap(),
         _ => panic!("no such mode: {mode}"),
@@ -151,30 +167,36 @@ fn worker(mode: &str, link: i32) -> u8 {
 
 async fn hold(link: i32) {
     let mut link = GuardLink::from_fd(link).unwrap();
-    let netlink = patient_netlink();
-    let index = netlink.link("v0").unwrap().unwrap().index;
+    let index = patient_netlink().link("v0").unwrap().unwrap().index;
+    // The kernel may be busy with other tests' interfaces; meanwhile the heart has to beat.
+    let netlink = Netlink::open().unwrap();
     let cover = cover(index);
+    let add = || netlink.add_all(index, &cover.addresses, Lifetime::HELD);
     link.describe(std::slice::from_ref(&cover)).unwrap();
     link.held(&cover.router, true);
-    netlink.add_all(index, &cover.addresses, Lifetime::HELD).unwrap();
+    while add().is_err() {
+        link.heartbeat(EVERY);
+    }
     link.status("holds main");
     link.ready();
     link.heartbeat(EVERY);
-    println!("ready {}", std::process::id());
+    say!("ready {}", std::process::id());
     let (mut beat, mut refresh) = (tokio::time::interval(BEAT), tokio::time::interval(REFRESH));
     loop {
         tokio::select! {
             _ = beat.tick() => link.heartbeat(EVERY),
-            _ = refresh.tick() => netlink.add_all(index, &cover.addresses, Lifetime::HELD).unwrap(),
+            _ = refresh.tick() => drop(add()),
             command = link.command() => match command {
                 Command::Reload => {
-                    println!("reload");
+                    say!("reload");
                     link.ready();
                 }
                 end @ (Command::Stop | Command::Gone) => {
-                    println!("{end:?}");
-                    let addresses = cover.addresses.iter().map(|address| (index, *address)).collect();
-                    netlink.remove_all(addresses).unwrap();
+                    say!("{end:?}");
+                    let addresses = || cover.addresses.iter().map(|address| (index, *address)).collect();
+                    while netlink.remove_all(addresses()).is_err() {
+                        link.heartbeat(EVERY);
+                    }
                     link.held(&cover.router, false);
                     return;
                 }
@@ -208,7 +230,8 @@ struct Scene {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Seen {
     Gone(IpNet),
-    Farewell,
+    /// A farewell, and how many addresses there were at that moment.
+    Farewell(usize),
 }
 
 impl Scene {
@@ -275,12 +298,12 @@ impl Scene {
     }
 
     /// Waits until the addresses are gone and (if it is wanted) the farewell was heard: when each of it was.
-    fn clean(&self, with_farewell: bool) -> (Instant, Option<Instant>) {
+    fn clean(&self, with_farewell: bool) -> (Instant, Option<(Instant, usize)>) {
         let (mut gone, mut farewell) = (Vec::new(), None);
         while gone.len() < ADDRESSES.len() || (with_farewell && farewell.is_none()) {
             match self.events.recv_timeout(LONG).expect("it is cleaned up") {
                 (when, Seen::Gone(_)) => gone.push(when),
-                (when, Seen::Farewell) => farewell = Some(when),
+                (when, Seen::Farewell(left)) => farewell = Some((when, left)),
             }
         }
         (gone.into_iter().max().unwrap(), farewell)
@@ -343,8 +366,7 @@ fn watch(neighbour: &Host) -> Receiver<(Instant, Seen)> {
                     let when = Instant::now();
                     assert_eq!(envelope.to_string(), "10.99.0.11 to 224.0.0.18, hop limit 255");
                     assert_eq!(payload, FAREWELL);
-                    assert_eq!(present_by(&here), 0, "first the addresses go");
-                    if sender.send((when, Seen::Farewell)).is_err() {
+                    if sender.send((when, Seen::Farewell(present_by(&here)))).is_err() {
                         return;
                     }
                 }
@@ -369,9 +391,11 @@ fn a_killed_worker_leaves_nothing_behind() {
         let killed = Instant::now();
         kill_process(worker, Signal::KILL).unwrap();
         let (gone, farewell) = scene.clean(true);
-        let farewell = farewell.unwrap();
+        let (farewell, left) = farewell.unwrap();
         gone_after.push(milliseconds(killed, gone));
         farewell_after.push(milliseconds(killed, farewell));
+        // The kernel may be busy with other tests' interfaces: longer than this it is not waited for.
+        assert!(left == 0 || farewell - killed >= BOUND, "first the addresses go");
         assert!(farewell - killed < Duration::from_millis(500));
     }
     println!(
@@ -386,7 +410,7 @@ fn a_hung_worker_is_killed_and_leaves_nothing_behind() {
     let stopped = Instant::now();
     kill_process(worker, Signal::STOP).unwrap();
     let (gone, farewell) = scene.clean(true);
-    let farewell = farewell.unwrap();
+    let (farewell, _) = farewell.unwrap();
     println!(
         "worker stopped: addresses gone after {:.1} ms, priority 0 heard after {:.1} ms (limit {} ms)",
         milliseconds(stopped, gone),
@@ -447,12 +471,29 @@ fn a_pause_of_the_guard_does_not_blame_the_worker() {
     }
 }
 
+fn a_worker_that_dies_while_the_guard_pauses_leaves_nothing_behind() {
+    let scene = Scene::new();
+    let worker = scene.worker();
+    kill_process(scene.guard_pid(), Signal::STOP).unwrap();
+    kill_process(worker, Signal::KILL).unwrap();
+    assert!(scene.is_quiet_for(Duration::from_millis(100)));
+    let awake = Instant::now();
+    kill_process(scene.guard_pid(), Signal::CONT).unwrap();
+    let (gone, _) = scene.clean(true);
+    assert!(gone - awake < Duration::from_secs(1), "not only when their time is over");
+}
+
 fn a_bad_configuration_is_not_tried_again() {
-    let mut scene = Scene::start("bad-configuration", |_| {});
-    scene.hears("start ");
-    let status = scene.guard.wait().unwrap();
-    assert_eq!(status.code(), Some(BAD_CONFIGURATION.into()));
-    assert!(scene.said.recv_timeout(LONG).is_err(), "no other worker, and the end of all output");
+    // The second closes the link some time before it ends, as a program does that has a log to write.
+    for mode in ["bad-configuration", "bad-configuration-slowly"] {
+        let mut scene = Scene::start(mode, |_| {});
+        scene.hears("start ");
+        let status = scene.guard.wait().unwrap();
+        assert_eq!(status.code(), Some(BAD_CONFIGURATION.into()));
+        assert!(scene.said.recv_timeout(LONG).is_err(), "no other worker, and the end of all output");
+        drop(scene);
+        ip("link del v0");
+    }
 }
 
 fn a_worker_that_fails_is_started_again_ever_more_slowly() {

@@ -5,7 +5,7 @@ mod support;
 
 use std::io::Read as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pointsman_vip::neighbours::{self, AdvertisementListener, ArpListener, FrameSender};
 use pointsman_vip::netlink::Lifetime;
@@ -131,6 +131,19 @@ fn take_identity(run: impl Fn(&str), interface: &str, mac: &[u8], address: IpAdd
     run(&format!("address replace {address}/{prefix} dev {interface} {option}"));
 }
 
+/// The kernel takes a moment to let packets come from a new address.
+fn wait_until_usable(address: IpAddr) {
+    let is_usable = || {
+        let link = patient_netlink().link("v0").unwrap().unwrap();
+        link.addresses.iter().any(|known| known.net.addr() == address && known.usable)
+    };
+    let deadline = Instant::now() + LONG;
+    while !is_usable() {
+        assert!(Instant::now() < deadline, "{address} cannot be used");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
 async fn receive(socket: &mut VrrpSocket) -> (Envelope, Vec<u8>) {
     let mut buffer = [0; raw::BUFFER];
     let find = async {
@@ -161,6 +174,7 @@ fn what_we_send_is_what_keepalived_sends() {
         if vector.is_unicast() {
             take_identity(|arguments| host.run(arguments), "v1", &vector.frame[..6], vector.destination);
         }
+        wait_until_usable(vector.source);
         let mut captured = capture(&host);
         let there = host.within(|| index("v1"));
         let destination = vector.destination;
@@ -315,8 +329,8 @@ fn the_neighbours_send_to_whoever_claimed_last() {
     netlink.add(index("v0"), "10.99.0.50/24".parse().unwrap(), Lifetime::HELD).unwrap();
     FrameSender::open(index("v0"), "v0").unwrap().send(&frame("Gratuitous ARP")).unwrap();
     let known = || host.within(|| support::ip_says("neigh show 10.99.0.50 dev v1"));
-    let deadline = std::time::Instant::now() + LONG;
+    let deadline = Instant::now() + LONG;
     while !known().contains("02:00:00:00:00:01") {
-        assert!(std::time::Instant::now() < deadline, "{}", known());
+        assert!(Instant::now() < deadline, "{}", known());
     }
 }

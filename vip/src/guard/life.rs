@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::service::News;
 use super::wire::Order;
 use super::worker::{Heard, Worker};
-use super::{BAD_CONFIGURATION, Guard};
+use super::{BAD_CONFIGURATION, Guard, START};
 use crate::sys::process::next_signal;
 
 /// The time between the end of a worker and the start of the next, at first and at most.
@@ -94,6 +94,9 @@ impl Life {
         self.tell(&end, &mut worker, &cleaning);
         if !died {
             self.outlive(&mut worker);
+        }
+        if !died || !cleaning.problems.is_empty() {
+            self.clean_again(&worker);
         }
         let code = worker.ending().and_then(|status| status.code());
         if code == Some(BAD_CONFIGURATION.into()) {
@@ -255,8 +258,15 @@ impl Life {
         }
     }
 
-    /// A killed worker that does not die hangs within the kernel. No other is started before it is gone, and then what it may
-    /// have added in its last call is removed.
+    /// What could not be removed in time, or what the worker may have added in its last call, is removed before there is
+    /// another worker, whose addresses it would be then.
+    fn clean_again(&self, worker: &Worker) {
+        if let Err(error) = self.guard.netlink.waiting(START).remove_all(worker.ledger.addresses()) {
+            tracing::error!("While cleaning up behind the worker again: {error}");
+        }
+    }
+
+    /// A killed worker that does not die hangs within the kernel. No other is started before it is gone.
     fn outlive(&mut self, worker: &mut Worker) {
         if worker.is_dead_within(Duration::ZERO) {
             return;
@@ -268,9 +278,6 @@ impl Life {
             if self.stopping.is_some() {
                 return;
             }
-        }
-        if let Err(error) = self.guard.netlink.remove_all(worker.ledger.addresses()) {
-            tracing::error!("While cleaning up behind the worker again: {error}");
         }
     }
 

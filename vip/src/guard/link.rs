@@ -88,6 +88,8 @@ impl GuardLink {
                 return Err(io::ErrorKind::InvalidInput.into());
             }
             fcntl_setfd(&socket, FdFlags::CLOEXEC)?;
+            // Without it the worker would be called "exe". It is for people only.
+            let _ = std::fs::write("/proc/self/comm", super::NAME);
             // A guard that died before this is seen by the end of the link.
             set_parent_process_death_signal(Some(Signal::TERM))?;
             Self::over(socket)
