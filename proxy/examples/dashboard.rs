@@ -1,5 +1,6 @@
 //! Serves a made-up state, to look at the dashboard without a cluster:
-//! `cargo run -p pointsman --example dashboard -- [ADDRESS] [MEMBERS] [trouble]`
+//! `cargo run -p pointsman --example dashboard -- [ADDRESS] [MEMBERS] [trouble]`. `VIP_CONFIG=FILE`: with the pointsman-vip that
+//! runs with this configuration.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -26,6 +27,11 @@ async fn main() -> anyhow::Result<()> {
     println!("http://{address}/ and {}", socket.display());
 
     let mut made_up = common::made_up(members);
+    if let Some(file) = std::env::var_os("VIP_CONFIG") {
+        let config =
+            pointsman_config::Config::load(file.as_ref()).map_err(|errors| anyhow::anyhow!("{errors}"))?;
+        made_up.app.vip.set_socket(&config);
+    }
     if members > 0 {
         made_up.switchover();
         for client in 0..40 {

@@ -225,7 +225,7 @@ impl Consul {
         Ok(())
     }
 
-    /// Waits until every server answers a read with a leader behind it.
+    /// Waits until every server answers a read with a leader behind it, and knows tokens.
     pub async fn wait_all_ready(&mut self) -> Result<()> {
         for node in &mut self.servers {
             node.wait_ready().await?;
@@ -256,7 +256,9 @@ impl Node {
         let (address, server) = (self.address, &mut self.server);
         let ready = wait::until(format!("{} to answer", self.name), START_DEADLINE, async || {
             server.check_running()?;
-            call(address, Method::GET, "kv/none", "").await.map(drop)
+            call(address, Method::GET, "kv/none", "").await?;
+            // Consul comes up with the access lists of old, which know no policies, until its servers have agreed on the new.
+            call(address, Method::GET, "acl/policies", "").await.map(drop)
         });
         ready.await.with_context(|| self.server.tail())
     }

@@ -17,18 +17,23 @@ use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
 use crate::cluster::Cluster;
+use crate::member::Member;
 use crate::sql::{self, Reached};
 use crate::wait;
 
-/// How often a client connects.
+/// How often a client connects, on a machine that keeps up with it.
 pub const RHYTHM: Duration = Duration::from_millis(10);
 /// How long one attempt may take: longer than any planned switchover. With [`RHYTHM`] it bounds the open attempts.
 const ATTEMPT_DEADLINE: Duration = Duration::from_secs(30);
 /// How often the new primary is asked directly.
 const WRITE_RHYTHM: Duration = Duration::from_millis(2);
-/// So many attempts in a row must be good before a measurement begins, and after the change before it ends.
-const STEADY: usize = 200;
+/// The attempts of this time, in a row, must be good before a measurement begins, and after the change before it ends.
+const STEADY: Duration = Duration::from_secs(2);
+/// And so many of them at least.
+const STEADY_AT_LEAST: usize = 30;
 const STEADY_DEADLINE: Duration = Duration::from_secs(60);
+/// How often the machine's pace is taken.
+const PACE_SAMPLES: usize = 9;
 
 /// One connection of [`Traffic`].
 #[derive(Debug, Clone)]
@@ -61,30 +66,37 @@ pub(crate) fn lost_at_one_stroke(attempts: &[Attempt]) -> bool {
 
 type Record = Arc<Mutex<Vec<Attempt>>>;
 
-/// A client that connects every [`RHYTHM`] until it is told to stop. Dropping it stops it and forgets the rest.
+/// A client that connects at a fixed rhythm until it is told to stop. Dropping it stops it and forgets the rest.
 #[derive(Debug)]
 pub struct Traffic {
+    rhythm: Duration,
     record: Record,
     stop: watch::Sender<bool>,
     task: JoinSet<()>,
 }
 
 impl Traffic {
-    /// Begins at once.
+    /// One connection each [`RHYTHM`]. Begins at once.
     pub fn start(address: SocketAddr) -> Self {
+        Self::start_every(RHYTHM, address)
+    }
+
+    fn start_every(rhythm: Duration, address: SocketAddr) -> Self {
         let record = Record::default();
         let (stop, stopped) = watch::channel(false);
         let mut task = JoinSet::new();
-        task.spawn(run_traffic(address, Arc::clone(&record), stopped));
-        Self { record, stop, task }
+        task.spawn(run_traffic(address, rhythm, Arc::clone(&record), stopped));
+        Self { rhythm, record, stop, task }
     }
 
-    /// Waits until the latest [`STEADY`] attempts (in the order of their ends) have all been served by `server`.
+    /// Waits until the attempts of [`STEADY`] (in the order of their ends) have all been served by `server`.
     async fn wait_steady(&self, name: &str, server: SocketAddr) -> Result<()> {
+        let steady = usize::try_from(STEADY.as_micros() / self.rhythm.as_micros().max(1))?;
+        let steady = steady.max(STEADY_AT_LEAST);
         wait::until(format!("{name} to serve from {server} alone"), STEADY_DEADLINE, async || {
             let record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
             let good = record.iter().rev().take_while(|attempt| attempt.is_served_by(server)).count();
-            ensure!(good >= STEADY, "{good} in a row; before them: {:?}", record.iter().rev().nth(good));
+            ensure!(good >= steady, "{good} in a row; before them: {:?}", record.iter().rev().nth(good));
             Ok(())
         })
         .await
@@ -98,9 +110,14 @@ impl Traffic {
     }
 }
 
-async fn run_traffic(address: SocketAddr, record: Record, mut stopped: watch::Receiver<bool>) {
+async fn run_traffic(
+    address: SocketAddr,
+    rhythm: Duration,
+    record: Record,
+    mut stopped: watch::Receiver<bool>,
+) {
     let mut attempts = JoinSet::new();
-    let mut rhythm = tokio::time::interval(RHYTHM);
+    let mut rhythm = tokio::time::interval(rhythm);
     // A late tick must not be followed by a burst.
     rhythm.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -231,6 +248,9 @@ pub struct Measurement {
     pub new: String,
     /// In the order in which the addresses were given.
     pub verdicts: Vec<Verdict>,
+    /// What lies between a first write and the first session whoever makes it, at the machine's present pace: Patroni's
+    /// answer that is under way and comes too early, the next one, and a connection.
+    pub pace_ms: f64,
 }
 
 /// Makes a planned switchover to `candidate` while one client connects to each of `ports` (name, address of a write
@@ -242,7 +262,12 @@ pub async fn measure_switchover(
 ) -> Result<Measurement> {
     let old_name = cluster.leader().await?;
     let (old, new) = (cluster.member(&old_name)?.postgres(), cluster.member(candidate)?.postgres());
-    let traffic: Vec<_> = ports.iter().map(|&(name, address)| (name, Traffic::start(address))).collect();
+    // Clients of which more than one at a time are being served in peace are too many for the machine: those who wait for
+    // the change come all at once behind it, and it would be measured how a server does that is asked for too much.
+    let pace = Pace::of(cluster.member(&old_name)?).await?;
+    let rhythm = RHYTHM.max(pace.connection * u32::try_from(ports.len())?);
+    let start = |&(name, address): &(_, SocketAddr)| (name, Traffic::start_every(rhythm, address));
+    let traffic: Vec<_> = ports.iter().map(start).collect();
     for (name, traffic) in &traffic {
         traffic.wait_steady(name, old).await?;
     }
@@ -255,7 +280,33 @@ pub async fn measure_switchover(
     for (name, traffic) in traffic {
         verdicts.push(judge(name, &traffic.finish().await, old, new, written)?);
     }
-    Ok(Measurement { old: old_name, new: candidate.to_owned(), verdicts })
+    let pace = Pace::of(cluster.member(candidate)?).await?;
+    let pace_ms = (pace.answer * 2 + pace.connection).as_secs_f64() * 1000.0;
+    Ok(Measurement { old: old_name, new: candidate.to_owned(), verdicts, pace_ms })
+}
+
+/// How long the machine takes now for what a member is asked, directly.
+struct Pace {
+    /// Patroni's answer.
+    answer: Duration,
+    /// A connection to PostgreSQL and one query.
+    connection: Duration,
+}
+
+impl Pace {
+    async fn of(member: &Member) -> Result<Self> {
+        let (mut answers, mut connections) = (Vec::new(), Vec::new());
+        for _ in 0..PACE_SAMPLES {
+            let begun = Instant::now();
+            member.status().await?;
+            answers.push(begun.elapsed().as_secs_f64());
+            let begun = Instant::now();
+            sql::who(member.postgres(), ATTEMPT_DEADLINE).await?;
+            connections.push(begun.elapsed().as_secs_f64());
+        }
+        let median = |times: &[f64]| Ok::<_, anyhow::Error>(Duration::from_secs_f64(median(times)?));
+        Ok(Self { answer: median(&answers)?, connection: median(&connections)? })
+    }
 }
 
 /// The middle of `values`; of an even number the mean of the two in the middle.

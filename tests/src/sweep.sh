@@ -1,5 +1,5 @@
 # Waits until standard input closes (its other end is held by the process that runs the servers), then ends every
-# process whose working directory lies in $1 and removes their shared memory segments and the directory.
+# process whose working directory lies in $1 and removes their shared memory and the directory.
 # Working directories tell servers apart from everything else: a postmaster is nobody's child and clobbers its environment.
 directory=$1
 trap '' HUP INT TERM
@@ -14,6 +14,8 @@ while read -r _; do :; done
 tries=200
 while running=$(servers) && [ -n "$running" ] && [ "$tries" -gt 0 ]; do
     kill -KILL $running 2>/dev/null
+    # libfaketime's, of those that see another time: it would have removed them at the end of its process.
+    for process in $running; do rm -f "/dev/shm/faketime_shm_$process" "/dev/shm/sem.faketime_sem_$process"; done
     tries=$((tries - 1))
     sleep 0.02
 done

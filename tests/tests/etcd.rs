@@ -90,7 +90,14 @@ fn secured(site: &Site, pki: &Authorities) -> ClusterOptions {
             "certfile": pki.patroni.path("patroni.pem"), "keyfile": pki.patroni.path("patroni.key"),
         },
     });
-    ClusterOptions { etcd_nodes: 3, etcd_guard: Some(guard), patroni, ..ClusterOptions::default() }
+    // The nodes are restarted in turn: Patroni is not to give up its primary when that takes a slow machine too long.
+    ClusterOptions {
+        etcd_nodes: 3,
+        etcd_guard: Some(guard),
+        failsafe_mode: true,
+        patroni,
+        ..ClusterOptions::default()
+    }
 }
 
 /// The example's own text on this site's addresses, with its files beside it.
@@ -201,7 +208,8 @@ async fn every_node_starts_anew(cluster: &mut Cluster, pointsman: &Pointsman) ->
     cluster.etcd.delete("/service/main/members/test").await?;
     cluster.wait_ready().await?;
     writes.wait_served(3, SOON).await?;
-    session.reached().await.context("the session was lost")?;
+    let lost = session.reached().await.context("the session was lost");
+    lost.with_context(|| pointsman.server().tail())?;
     let (writes, reads) = (writes.finish().await, reads.finish().await);
     say(&format!(
         "every node restarted in turn: the slowest write took {:?}, the slowest read {:?}",

@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use pointsman_tests::stopwatch::{self, Verdict};
 use pointsman_tests::{Cluster, ClusterOptions, HaProxy, HaProxyChecks, Pointsman};
 
-/// The most that our share may be, at the median.
+/// The most that our share may be, at the median, beside what the machine takes for it at its present pace.
 const SHARE_LIMIT_MS: f64 = 50.0;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -29,6 +29,7 @@ async fn clients_of_the_write_port_lose_nothing_in_a_planned_switchover() -> Res
     // Not `println!`: the lines are wanted also when the test passes.
     let mut output = std::io::stdout();
     let mut ours: Vec<Verdict> = Vec::new();
+    let mut paces = Vec::new();
     for run in 1..=runs {
         cluster.wait_ready().await?;
         recommended.wait_settled().await?;
@@ -39,7 +40,9 @@ async fn clients_of_the_write_port_lose_nothing_in_a_planned_switchover() -> Res
         for verdict in &measured.verdicts {
             writeln!(output, "  {verdict}")?;
         }
+        writeln!(output, "  two answers of Patroni and a connection take {:.1} ms", measured.pace_ms)?;
         ours.extend(measured.verdicts.into_iter().next());
+        paces.push(measured.pace_ms);
     }
 
     for verdict in &ours {
@@ -52,8 +55,14 @@ async fn clients_of_the_write_port_lose_nothing_in_a_planned_switchover() -> Res
         ensure!(verdict.wrong_role == 0, "connections reached a server in recovery: {verdict}");
     }
     let shares: Vec<f64> = ours.iter().map(|verdict| verdict.share_ms).collect();
-    let median = stopwatch::median(&shares)?;
-    writeln!(output, "our share, median of {runs}: {median:.1} ms")?;
-    ensure!(median < SHARE_LIMIT_MS, "our share is {median:.1} ms, the limit {SHARE_LIMIT_MS} ms");
+    let (median, pace) = (stopwatch::median(&shares)?, stopwatch::median(&paces)?);
+    writeln!(
+        output,
+        "our share, median of {runs}: {median:.1} ms; {pace:.1} ms of it at the machine's pace"
+    )?;
+    ensure!(
+        median - pace < SHARE_LIMIT_MS,
+        "our share is {median:.1} ms, the limit {SHARE_LIMIT_MS} ms beside {pace:.1} ms"
+    );
     Ok(())
 }

@@ -27,6 +27,7 @@ use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use pointsman_config::Config;
@@ -37,12 +38,14 @@ pub use wire::{Cover, Farewell, LONGEST, Order, WireError, Word};
 use crate::netlink::{Netlink, NetlinkError};
 use crate::privileges::{self, PrivilegeError};
 use crate::raw::{RawError, VrrpSender};
-use crate::sys::process::Signals;
+use crate::sys::process::take_signals;
 
 /// The hidden sub-command that is the worker.
 pub const WORKER: &str = "worker";
 /// The option that tells the worker the number of its descriptor, for [`GuardLink::from_fd`].
 pub const LINK_OPTION: &str = "--link";
+/// What the worker is called in lists of processes: it is not started by its name.
+const NAME: &str = "pointsman-vip";
 /// The exit code for a configuration that is wrong (`EX_CONFIG` of sysexits.h). A worker that ends with it is not started
 /// again, and the guard ends with it, too.
 pub const BAD_CONFIGURATION: u8 = 78;
@@ -51,8 +54,11 @@ const NOT_PERMITTED: u8 = 77;
 /// The exit code when the kernel does not give us what we need (`EX_OSERR`).
 const OS_ERROR: u8 = 71;
 
-/// Runs the guard until it is told to stop. To be called before there are other threads than that of the log, with the log
-/// set up.
+/// How long the kernel may take for a change at the start, where nobody waits yet.
+const START: Duration = Duration::from_secs(2);
+
+/// Runs the guard until it is told to stop: with the log set up, and on the thread that lives as long as the process (the
+/// worker takes the end of the thread that started it for the end of the guard).
 ///
 /// `config` is what `file` says: here it only says which addresses may be left over from an earlier run. The worker, started as
 /// `pointsman-vip worker --config FILE --link DESCRIPTOR`, reads the file itself.
@@ -87,16 +93,14 @@ fn left_over(config: &Config) -> Vec<(String, IpNet)> {
 
 /// What the guard starts. `--link` and the number of the descriptor are put behind the arguments.
 #[derive(Clone, Debug)]
-pub struct WorkerProgram {
-    /// The program.
-    pub program: PathBuf,
-    /// Its arguments.
-    pub arguments: Vec<OsString>,
+struct WorkerProgram {
+    program: PathBuf,
+    arguments: Vec<OsString>,
 }
 
 /// Why there is no guard.
 #[derive(Debug, thiserror::Error)]
-pub enum GuardError {
+enum GuardError {
     /// We may not do what we have to.
     #[error(transparent)]
     Privileges(#[from] PrivilegeError),
@@ -125,7 +129,7 @@ impl GuardError {
 
 /// The guard, with all that it needs in hand.
 #[derive(Debug)]
-pub struct Guard {
+struct Guard {
     program: WorkerProgram,
     netlink: Netlink,
     sender: VrrpSender,
@@ -134,22 +138,23 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Opens what the guard needs, in the network namespace of this thread, and holds back the signals that it takes.
-    pub fn prepare(program: WorkerProgram) -> Result<Self, GuardError> {
-        let failed = |source| GuardError::Signals { source };
-        let signals = signals();
-        signals.block().map_err(failed)?; // before there is a second thread, which would take them
+    /// Opens what the guard needs, in the network namespace of this thread, and takes the signals: SIGTERM and SIGINT
+    /// mean stop, SIGHUP means reload. Once for each process.
+    fn prepare(program: WorkerProgram) -> Result<Self, GuardError> {
+        let signals = take_signals(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP])
+            .map_err(|source| GuardError::Signals { source })?;
         Ok(Self {
             program,
             netlink: Netlink::open()?,
             sender: VrrpSender::open()?,
-            signals: signals.descriptor().map_err(failed)?,
+            signals,
             service: service::Service::start(),
         })
     }
 
     /// Removes addresses that an earlier run has left on these interfaces, whatever their prefix.
-    pub fn remove_left_over(&self, addresses: &[(String, IpNet)]) {
+    fn remove_left_over(&self, addresses: &[(String, IpNet)]) {
+        let netlink = self.netlink.waiting(START);
         let mut interfaces: Vec<&str> = addresses.iter().map(|(interface, _)| interface.as_str()).collect();
         interfaces.sort_unstable();
         interfaces.dedup();
@@ -157,11 +162,11 @@ impl Guard {
             let is_ours = |address: &IpNet| {
                 addresses.iter().any(|(of, ours)| of == interface && ours.addr() == address.addr())
             };
-            let result = self.netlink.link(interface).and_then(|link| {
+            let result = netlink.link(interface).and_then(|link| {
                 let Some(link) = link else { return Ok(Vec::new()) };
                 let found: Vec<IpNet> =
                     link.addresses.iter().map(|address| address.net).filter(is_ours).collect();
-                self.netlink
+                netlink
                     .remove_all(found.iter().map(|address| (link.index, *address)).collect())
                     .map(|()| found)
             });
@@ -177,17 +182,7 @@ impl Guard {
     }
 
     /// Guards a worker until it is told to stop. Answers the exit code.
-    pub fn run(self) -> u8 {
+    fn run(self) -> u8 {
         life::run(self)
     }
-}
-
-/// Holds back the signals that the guard takes. To be called first of all: a thread that is there already, be it that of the log,
-/// would take them, and end the process.
-pub fn hold_signals() -> std::io::Result<()> {
-    signals().block()
-}
-
-fn signals() -> Signals {
-    Signals::of(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP])
 }

@@ -7,7 +7,6 @@ use clap::Parser as _;
 use pointsman_config::Config;
 use pointsman_process::logging::Logging;
 use pointsman_vip::cli::{Cli, Programs};
-use pointsman_vip::guard::hold_signals;
 
 fn main() -> ExitCode {
     Cli::parse().carry_out(Programs { guard, worker })
@@ -27,12 +26,10 @@ fn worker(config: Config, file: &Path, link: i32) -> ExitCode {
 }
 
 fn with_log(config: &Config, run: impl FnOnce(&Logging) -> ExitCode) -> ExitCode {
-    // The log has a thread of its own.
-    let held = hold_signals().map_err(anyhow::Error::from);
-    match held.and_then(|()| Ok(Logging::start(config.log)?)) {
+    match Logging::start(config.log) {
         Ok(logging) => run(&logging),
         Err(error) => {
-            eprintln!("pointsman-vip: {error:#}");
+            eprintln!("pointsman-vip: {error}");
             ExitCode::FAILURE
         }
     }

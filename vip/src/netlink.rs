@@ -2,7 +2,7 @@
 //!
 //! Requests go through a thread of their own. The kernel does what is asked for while the request is being sent, and makes
 //! it wait for whatever else is changing the network at that moment: no time limit of a socket covers that. Whoever asks
-//! waits for [`BOUND`] at most; a request that is late is still done, and in order.
+//! waits for [`BOUND`] at most, unless it wants otherwise ([`Netlink::waiting`]); a request that is late is still done, and in order.
 //!
 //! * Thread: `netlink`, one for each [`Netlink`], ends with it. It is scheduled as the thread that opened it.
 //! * Bounds: [`WAITING`] requests wait; more are refused ([`NetlinkError::Busy`]).
@@ -112,6 +112,7 @@ pub struct Address {
 #[derive(Debug)]
 pub struct Netlink {
     requests: SyncSender<Request>,
+    bound: Duration,
 }
 
 /// What is asked for, and where the answer goes.
@@ -142,7 +143,14 @@ impl Netlink {
     pub fn open() -> Result<Self, NetlinkError> {
         let (requests, queue) = sync_channel(WAITING);
         worker::start(queue)?;
-        Ok(Self { requests })
+        Ok(Self { requests, bound: BOUND })
+    }
+
+    /// The same, for where there is time: it waits for so long instead of [`BOUND`]. When many interfaces come and go (at the
+    /// start of a host, or of many containers), the kernel is busy for longer than that.
+    #[must_use]
+    pub fn waiting(&self, bound: Duration) -> Self {
+        Self { requests: self.requests.clone(), bound }
     }
 
     /// Adds an address to an interface, or makes the life of one that is there as long as this says. IPv6: without waiting
@@ -202,7 +210,7 @@ impl Netlink {
             Err(TrySendError::Full(_)) => return Err(NetlinkError::Busy { doing }),
             Err(TrySendError::Disconnected(_)) => return Err(NetlinkError::Ended { doing }),
         }
-        match answers.recv_timeout(BOUND) {
+        match answers.recv_timeout(self.bound) {
             Ok(answer) => answer,
             Err(RecvTimeoutError::Timeout) => Err(NetlinkError::Late { doing, waited: began.elapsed() }),
             Err(RecvTimeoutError::Disconnected) => Err(NetlinkError::Ended { doing }),

@@ -1,7 +1,10 @@
 //! What `pointsman-vip` may do, and what it gives up: of all that root may do it needs two things.
 //!
-//! Capabilities belong to a thread and are handed on to the threads that it starts. So the functions here are called first
-//! of all, before there is a second thread.
+//! Capabilities belong to a thread and are handed on to the threads and programs that it starts. So they are given up first of
+//! all, before there is a second thread. As root it then is like any other user to files that belong to somebody else.
+//!
+//! The order: [`lock_memory`] and [`take_realtime`] (which root may do by what it gives up), then [`keep_for_guard`] or
+//! [`keep_for_worker`].
 
 use std::io;
 

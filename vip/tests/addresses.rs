@@ -1,4 +1,5 @@
 //! Addresses and interfaces, in network namespaces.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod support;
 
@@ -6,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use pointsman_vip::netlink::{Lifetime, Netlink, NetlinkError, NetlinkEvent, NetlinkEvents, REFRESH};
-use support::{cable, inside, ip, ip_says, runtime};
+use support::{cable, inside, ip, ip_says, patient_netlink, runtime};
 use tokio::time::timeout;
 
 const V4: &str = "10.99.0.50/24";
@@ -44,7 +45,7 @@ fn an_address_lives_while_it_is_refreshed_and_no_longer() {
     }
     cable();
     runtime().block_on(async {
-        let netlink = Netlink::open().unwrap();
+        let netlink = patient_netlink();
         let index = netlink.link("v0").unwrap().unwrap().index;
         let mut events = NetlinkEvents::open().unwrap();
         for round in 0..7 {
@@ -67,7 +68,8 @@ fn an_address_lives_while_it_is_refreshed_and_no_longer() {
             let after = last.elapsed();
             println!("one address (of {text}) gone by itself after {} ms", after.as_millis());
             assert!(after > Duration::from_millis(1500), "{after:?}");
-            assert!(after < Duration::from_millis(2600), "{after:?}");
+            // At most 2.5 s on a machine that is not busy: two, and what the kernel's timers add.
+            assert!(after < Duration::from_secs(4), "{after:?}");
         }
         assert_eq!(count(&netlink, index, net(V4)) + count(&netlink, index, net(V6)), 0);
     });
@@ -81,7 +83,7 @@ fn the_route_of_our_own_address_does_not_get_our_lifetime() {
     cable();
     // As a router's advertisement gives it: an address and a route that live for a time.
     ip("-6 address add fd99::b/64 dev v0 valid_lft 1000 preferred_lft 1000 nodad");
-    let netlink = Netlink::open().unwrap();
+    let netlink = patient_netlink();
     let index = netlink.link("v0").unwrap().unwrap().index;
     netlink.add(index, net(V6), Lifetime::HELD).unwrap();
     netlink.add(index, net(V6), Lifetime::HELD).unwrap();
@@ -102,7 +104,7 @@ fn an_ipv6_address_of_ours_is_never_a_source() {
     }
     cable();
     ip("-6 address add fd99::ffff/64 dev v0 nodad");
-    let netlink = Netlink::open().unwrap();
+    let netlink = patient_netlink();
     let index = netlink.link("v0").unwrap().unwrap().index;
     netlink.add(index, net(V6), Lifetime::HELD).unwrap();
     let route = ip_says("-6 route get fd99::51");
@@ -117,7 +119,7 @@ fn what_others_do_to_addresses_is_seen() {
     cable();
     runtime().block_on(async {
         let mut events = NetlinkEvents::open().unwrap();
-        let netlink = Netlink::open().unwrap();
+        let netlink = patient_netlink();
         let index = netlink.link("v0").unwrap().unwrap().index;
         for text in [V4, V6] {
             netlink.add(index, net(text), Lifetime::HELD).unwrap();
@@ -142,7 +144,7 @@ fn what_happens_to_interfaces_is_seen() {
     ip("address add 10.99.0.11/24 dev v0");
     runtime().block_on(async {
         let mut events = NetlinkEvents::open().unwrap();
-        let netlink = Netlink::open().unwrap();
+        let netlink = patient_netlink();
         let link = netlink.link("v0").unwrap().unwrap();
         assert!(link.up && link.carrier && link.mac.is_some());
         assert_eq!(link.source(false, &[]), Some("10.99.0.11".parse().unwrap()));
@@ -186,7 +188,7 @@ fn a_port_that_leaves_a_bridge_is_not_gone() {
     cable();
     ip("link add b0 type bridge");
     runtime().block_on(async {
-        let netlink = Netlink::open().unwrap();
+        let netlink = patient_netlink();
         let mut events = NetlinkEvents::open().unwrap();
         ip("link set v0 master b0");
         ip("link set v0 nomaster");
@@ -208,15 +210,14 @@ fn lost_events_are_told() {
     cable();
     runtime().block_on(async {
         let mut events = NetlinkEvents::open().unwrap();
-        let netlink = Netlink::open().unwrap();
+        let netlink = patient_netlink();
         let index = netlink.link("v0").unwrap().unwrap().index;
         let batch: Vec<IpNet> = (1..=20).map(|host| net(&format!("10.98.0.{host}/24"))).collect();
         let mut added = 0;
         let mut lost = false;
         while !lost {
             for _ in 0..200 {
-                // Late, on a busy machine, is as good.
-                let _ = netlink.add_all(index, &batch, Lifetime::HELD);
+                netlink.add_all(index, &batch, Lifetime::HELD).unwrap();
             }
             added += 200 * batch.len();
             assert!(added < 1_000_000, "some time they must get lost");
@@ -237,7 +238,7 @@ fn errors_say_what_to_do() {
         return;
     }
     cable();
-    let netlink = Netlink::open().unwrap();
+    let netlink = patient_netlink();
     let error = netlink.add(4711, net(V4), Lifetime::HELD).unwrap_err().to_string();
     assert!(error.starts_with("cannot add 10.99.0.50/24 on the interface number 4711"), "{error}");
     assert!(error.contains("no such interface"), "{error}");
@@ -257,7 +258,7 @@ fn it_is_quick() {
         return;
     }
     cable();
-    let netlink = Netlink::open().unwrap();
+    let netlink = patient_netlink();
     let index = netlink.link("v0").unwrap().unwrap().index;
     for text in [V4, V6] {
         let (mut adding, mut refreshing, mut removing) = (Vec::new(), Vec::new(), Vec::new());

@@ -1,17 +1,18 @@
 //! Packets between two hosts, in network namespaces: byte for byte what keepalived sends in the same place.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod support;
 
 use std::io::Read as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pointsman_vip::neighbours::{self, AdvertisementListener, ArpListener, FrameSender};
-use pointsman_vip::netlink::{Lifetime, Netlink};
+use pointsman_vip::netlink::Lifetime;
 use pointsman_vip::raw::{self, Family, VrrpSender, VrrpSocket};
 use pointsman_vrrp::advert::Envelope;
 use socket2::{Domain, Protocol, Socket, Type};
-use support::{Host, inside, ip, runtime};
+use support::{Host, inside, ip, patient_netlink, runtime};
 use tokio::time::timeout;
 
 /// Frames captured from keepalived: name, tab, hex.
@@ -130,6 +131,19 @@ fn take_identity(run: impl Fn(&str), interface: &str, mac: &[u8], address: IpAdd
     run(&format!("address replace {address}/{prefix} dev {interface} {option}"));
 }
 
+/// The kernel takes a moment to let packets come from a new address.
+fn wait_until_usable(address: IpAddr) {
+    let is_usable = || {
+        let link = patient_netlink().link("v0").unwrap().unwrap();
+        link.addresses.iter().any(|known| known.net.addr() == address && known.usable)
+    };
+    let deadline = Instant::now() + LONG;
+    while !is_usable() {
+        assert!(Instant::now() < deadline, "{address} cannot be used");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
 async fn receive(socket: &mut VrrpSocket) -> (Envelope, Vec<u8>) {
     let mut buffer = [0; raw::BUFFER];
     let find = async {
@@ -144,7 +158,7 @@ async fn receive(socket: &mut VrrpSocket) -> (Envelope, Vec<u8>) {
 }
 
 fn index(name: &str) -> u32 {
-    Netlink::open().unwrap().link(name).unwrap().unwrap().index
+    patient_netlink().link(name).unwrap().unwrap().index
 }
 
 #[test]
@@ -160,6 +174,7 @@ fn what_we_send_is_what_keepalived_sends() {
         if vector.is_unicast() {
             take_identity(|arguments| host.run(arguments), "v1", &vector.frame[..6], vector.destination);
         }
+        wait_until_usable(vector.source);
         let mut captured = capture(&host);
         let there = host.within(|| index("v1"));
         let destination = vector.destination;
@@ -238,7 +253,7 @@ fn sockets_outlive_an_interface_that_is_down_for_a_while() {
 
 async fn wait_for_carrier(host: &Host) {
     let carrier = |name: &str| {
-        let link = Netlink::open().unwrap().link(name).unwrap().unwrap();
+        let link = patient_netlink().link(name).unwrap().unwrap();
         link.up && link.carrier
     };
     while !(carrier("v0") && host.within(|| carrier("v1"))) {
@@ -310,12 +325,12 @@ fn the_neighbours_send_to_whoever_claimed_last() {
     let host = Host::connected();
     host.run("address add 10.99.0.99/24 dev v1");
     host.run("neigh add 10.99.0.50 lladdr 02:00:00:00:00:77 nud stale dev v1");
-    let netlink = Netlink::open().unwrap();
+    let netlink = patient_netlink();
     netlink.add(index("v0"), "10.99.0.50/24".parse().unwrap(), Lifetime::HELD).unwrap();
     FrameSender::open(index("v0"), "v0").unwrap().send(&frame("Gratuitous ARP")).unwrap();
     let known = || host.within(|| support::ip_says("neigh show 10.99.0.50 dev v1"));
-    let deadline = std::time::Instant::now() + LONG;
+    let deadline = Instant::now() + LONG;
     while !known().contains("02:00:00:00:00:01") {
-        assert!(std::time::Instant::now() < deadline, "{}", known());
+        assert!(Instant::now() < deadline, "{}", known());
     }
 }

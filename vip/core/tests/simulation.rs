@@ -23,10 +23,11 @@ mod faults;
 mod world;
 
 use std::panic::AssertUnwindSafe;
+use std::time::Duration;
 
 use world::World;
 
-const RUNS: u64 = 400;
+const RUNS: u64 = 300;
 const FAULTS: usize = 14;
 
 fn run(seed: u64, trace: bool) -> World {
@@ -69,4 +70,66 @@ fn a_seed_replays_a_run() {
         let prints = [0, 1].map(|_| run(seed_of(number), false).fingerprint());
         assert_eq!(prints[0], prints[1]);
     }
+}
+
+/// The holder fails in this way: the longest time without a holder, over many worlds of three hosts at rest.
+fn longest_gap(keepalived: usize, fault: impl Fn(&mut World, usize)) -> Duration {
+    let gap = |seed: u64| {
+        let mut world = World::at_rest(seed_of(seed), keepalived, false);
+        let holder = world.holders()[0];
+        let begin = world.now;
+        fault(&mut world, holder);
+        let step = Duration::from_micros(50);
+        let mut gap = Duration::ZERO;
+        let is_held = |world: &World| world.hosts.iter().any(|host| host.holds && host.runs() && host.link);
+        while world.now.since(begin) < Duration::from_millis(600) {
+            if !is_held(&world) {
+                gap += step;
+            }
+            world.run_for(step);
+        }
+        assert!(is_held(&world), "seed {seed}: nobody has taken over");
+        gap
+    };
+    (0..40).map(gap).max().unwrap()
+}
+
+#[test]
+fn who_is_killed_is_succeeded_at_once() {
+    let at_once = Duration::from_millis(2);
+    assert!(longest_gap(0, World::kill_worker) <= at_once);
+    assert!(longest_gap(0, World::kill_all) <= at_once);
+}
+
+#[test]
+fn who_falls_silent_is_succeeded_after_three_heartbeats() {
+    let soon = Duration::from_millis(95);
+    assert!(longest_gap(0, World::power_off) <= soon);
+    assert!(longest_gap(0, World::unplug) <= soon);
+}
+
+#[test]
+fn who_leaves_in_good_order_is_succeeded_before() {
+    let none = Duration::ZERO;
+    assert_eq!(longest_gap(0, World::stop), none);
+    assert_eq!(longest_gap(0, |world, holder| world.set_yielded(holder, true)), none);
+    assert_eq!(longest_gap(0, |world, holder| world.set_unwell(holder, true)), none);
+}
+
+/// With keepalived in the group its timers decide.
+#[test]
+fn a_keepalived_succeeds_after_its_timers() {
+    let down = Duration::from_millis(400);
+    for fault in [World::kill_all, World::power_off, World::stop] {
+        assert!(longest_gap(1, fault) <= down);
+    }
+}
+
+/// The checker is no ornament.
+#[test]
+#[should_panic(expected = "the client takes Some(9) for the owner")]
+fn the_checker_catches_a_client_that_is_left_behind() {
+    let mut world = World::at_rest(seed_of(1), 0, false);
+    world.neighbour = Some(9);
+    world.quiet();
 }

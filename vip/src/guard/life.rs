@@ -1,7 +1,6 @@
 //! The guard's loop: start a worker, listen, clean up behind it, start the next.
 
 use std::fmt;
-use std::os::fd::AsFd as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
@@ -11,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::service::News;
 use super::wire::Order;
 use super::worker::{Heard, Worker};
-use super::{BAD_CONFIGURATION, Guard};
+use super::{BAD_CONFIGURATION, Guard, START};
 use crate::sys::process::next_signal;
 
 /// The time between the end of a worker and the start of the next, at first and at most.
@@ -90,11 +89,14 @@ impl Life {
             worker.kill();
             worker.is_dead_within(DEATH)
         };
-        self.note(&worker.listen()); // its last words
+        self.hear_last_words(&mut worker);
         let cleaning = self.clean(&worker, ended);
         self.tell(&end, &mut worker, &cleaning);
         if !died {
             self.outlive(&mut worker);
+        }
+        if !died || !cleaning.problems.is_empty() {
+            self.clean_again(&worker);
         }
         let code = worker.ending().and_then(|status| status.code());
         if code == Some(BAD_CONFIGURATION.into()) {
@@ -157,21 +159,32 @@ impl Life {
     }
 
     fn note(&mut self, heard: &Heard) {
+        if let Some(line) = &heard.status {
+            self.guard.service.tell(News::Status(line.clone()));
+        }
         if heard.ready && (!self.was_ready || self.reloading) {
             self.was_ready = true;
             self.reloading = false;
             self.guard.service.tell(News::Ready);
-        }
-        if let Some(line) = &heard.status {
-            self.guard.service.tell(News::Status(line.clone()));
         }
         if let Some(error) = heard.senseless {
             tracing::error!("The worker says what makes no sense: {error}");
         }
     }
 
+    /// What is left of what it said, all of it: what it held may be told in there.
+    fn hear_last_words(&mut self, worker: &mut Worker) {
+        loop {
+            let heard = worker.listen();
+            self.note(&heard);
+            if !heard.anything {
+                return;
+            }
+        }
+    }
+
     fn take_signals(&mut self, worker: Option<&Worker>) {
-        while let Some(signal) = next_signal(self.guard.signals.as_fd()) {
+        while let Some(signal) = next_signal(&self.guard.signals) {
             match signal {
                 libc::SIGHUP => {
                     // Without a worker there is nothing to do: the next one reads the file.
@@ -245,8 +258,15 @@ impl Life {
         }
     }
 
-    /// A killed worker that does not die hangs within the kernel. No other is started before it is gone, and then what it may
-    /// have added in its last call is removed.
+    /// What could not be removed in time, or what the worker may have added in its last call, is removed before there is
+    /// another worker, whose addresses it would be then.
+    fn clean_again(&self, worker: &Worker) {
+        if let Err(error) = self.guard.netlink.waiting(START).remove_all(worker.ledger.addresses()) {
+            tracing::error!("While cleaning up behind the worker again: {error}");
+        }
+    }
+
+    /// A killed worker that does not die hangs within the kernel. No other is started before it is gone.
     fn outlive(&mut self, worker: &mut Worker) {
         if worker.is_dead_within(Duration::ZERO) {
             return;
@@ -258,9 +278,6 @@ impl Life {
             if self.stopping.is_some() {
                 return;
             }
-        }
-        if let Err(error) = self.guard.netlink.remove_all(worker.ledger.addresses()) {
-            tracing::error!("While cleaning up behind the worker again: {error}");
         }
     }
 

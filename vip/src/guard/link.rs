@@ -6,12 +6,13 @@ use std::os::fd::{OwnedFd, RawFd};
 use std::time::Duration;
 
 use pointsman_config::VipName;
-use rustix::fs::OFlags;
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use rustix::net::sockopt::socket_type;
 use rustix::net::{RecvFlags, SendFlags, SocketType, recv, send};
 use rustix::process::{Signal, set_parent_process_death_signal};
 use tokio::io::unix::AsyncFd;
+use tokio::signal::unix::{Signal as Signals, SignalKind, signal};
 
 use super::wire::{Cover, Order, WireError, Word};
 use crate::readiness;
@@ -39,7 +40,7 @@ pub enum LinkError {
     },
 }
 
-/// What the guard wants.
+/// What the guard wants, or whoever sends SIGTERM to the worker itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Hand over and end.
@@ -57,6 +58,9 @@ pub enum Command {
 #[derive(Debug)]
 pub struct GuardLink {
     socket: AsyncFd<OwnedFd>,
+    terminate: Signals,
+    /// Taken so that they do no harm: Ctrl-C and `pkill -HUP` reach the guard, too, and that is who tells us.
+    _ignored: [Signals; 2],
     told: BTreeMap<VipName, Told>,
     /// No more told, and the guard may not know yet.
     forgotten: Vec<VipName>,
@@ -75,25 +79,31 @@ struct Told {
 impl GuardLink {
     /// Takes over the descriptor that the guard left us, within a tokio runtime. Once only.
     ///
-    /// From here on the death of the guard ends this process: the kernel sends it SIGTERM, and [`Self::command`] answers
-    /// [`Command::Gone`].
+    /// From here on the death of the guard ends this process: the kernel sends it SIGTERM, which [`Self::command`] answers with
+    /// [`Command::Stop`], or with [`Command::Gone`]. SIGINT and SIGHUP are ignored.
     pub fn from_fd(descriptor: RawFd) -> Result<Self, LinkError> {
-        let take = || -> io::Result<AsyncFd<OwnedFd>> {
+        let take = || -> io::Result<Self> {
             let socket = crate::sys::process::adopt(descriptor)?;
             if socket_type(&socket)? != SocketType::SEQPACKET {
                 return Err(io::ErrorKind::InvalidInput.into());
             }
             fcntl_setfd(&socket, FdFlags::CLOEXEC)?;
-            let flags = rustix::fs::fcntl_getfl(&socket)?;
-            rustix::fs::fcntl_setfl(&socket, flags | OFlags::NONBLOCK)?;
+            // Without it the worker would be called "exe". It is for people only.
+            let _ = std::fs::write("/proc/self/comm", super::NAME);
             // A guard that died before this is seen by the end of the link.
             set_parent_process_death_signal(Some(Signal::TERM))?;
-            super::signals().unblock()?;
-            crate::sys::socket::watch(socket)
+            Self::over(socket)
         };
-        let socket = take().map_err(|source| LinkError::Descriptor { descriptor, source })?;
+        take().map_err(|source| LinkError::Descriptor { descriptor, source })
+    }
+
+    fn over(socket: OwnedFd) -> io::Result<Self> {
+        let flags = fcntl_getfl(&socket)?;
+        fcntl_setfl(&socket, flags | OFlags::NONBLOCK)?;
         Ok(Self {
-            socket,
+            socket: crate::sys::socket::watch(socket)?,
+            terminate: signal(SignalKind::terminate())?,
+            _ignored: [signal(SignalKind::interrupt())?, signal(SignalKind::hangup())?],
             told: BTreeMap::new(),
             forgotten: Vec::new(),
             ready: false,
@@ -167,25 +177,40 @@ impl GuardLink {
     }
 
     /// The guard's next order. Cancel-safe. After [`Command::Gone`] it answers that for ever.
-    pub async fn command(&self) -> Command {
+    pub async fn command(&mut self) -> Command {
+        loop {
+            if let Some(command) = self.try_command() {
+                return command;
+            }
+            tokio::select! {
+                biased;
+                ready = self.socket.readable() => match ready {
+                    Ok(mut ready) => ready.retain_ready(),
+                    Err(_) => return Command::Gone,
+                },
+                _ = self.terminate.recv() => return Command::Stop,
+            }
+        }
+    }
+
+    /// The guard's next order, if there is one now.
+    fn try_command(&self) -> Option<Command> {
         loop {
             let mut buffer = [0; 16];
             let next = readiness::take(&self.socket, |socket| {
                 Ok(recv(socket, buffer.as_mut_slice(), RecvFlags::DONTWAIT)?.0)
             });
-            match next {
-                Ok(Some(0)) => return Command::Gone,
-                Ok(Some(length)) => match Order::decode(buffer.get(..length).unwrap_or_default()) {
-                    Ok(Order::Stop) => return Command::Stop,
-                    Ok(Order::Reload) => return Command::Reload,
-                    Err(error) => tracing::warn!(%error, "The guard says what makes no sense"),
-                },
-                Ok(None) => match self.socket.readable().await {
-                    Ok(mut ready) => ready.retain_ready(),
-                    Err(_) => return Command::Gone,
-                },
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return Command::Gone,
+            let length = match next {
+                Ok(Some(0)) => return Some(Command::Gone),
+                Ok(Some(length)) => length,
+                Ok(None) => return None,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(_) => return Some(Command::Gone),
+            };
+            match Order::decode(buffer.get(..length).unwrap_or_default()) {
+                Ok(Order::Stop) => return Some(Command::Stop),
+                Ok(Order::Reload) => return Some(Command::Reload),
+                Err(error) => tracing::warn!("The guard says what makes no sense: {error}"),
             }
         }
     }
@@ -224,5 +249,89 @@ impl GuardLink {
             // Sent; or the guard is gone, which is said elsewhere.
             Ok(_) | Err(_) => true,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::net::{AddressFamily, SocketFlags, socketpair};
+
+    use super::*;
+
+    fn cover(name: &str, index: u32) -> Cover {
+        Cover {
+            router: VipName::new(name).unwrap(),
+            index,
+            interface: "eth0".to_owned(),
+            addresses: vec!["192.0.2.1/24".parse().unwrap()],
+            farewells: Vec::new(),
+        }
+    }
+
+    fn pair() -> (GuardLink, OwnedFd) {
+        let (ours, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::NONBLOCK, None).unwrap();
+        (GuardLink::over(ours).unwrap(), theirs)
+    }
+
+    fn heard(guard: &OwnedFd) -> Vec<Word> {
+        let mut buffer = [0; 1024];
+        let mut words = Vec::new();
+        while let Ok((length, _)) = recv(guard, buffer.as_mut_slice(), RecvFlags::DONTWAIT) {
+            words.push(Word::decode(&buffer[..length]).unwrap());
+        }
+        words
+    }
+
+    #[tokio::test]
+    async fn only_what_is_new_is_told() {
+        let (mut link, guard) = pair();
+        let (a, b) = (cover("a", 1), cover("b", 1));
+        link.describe(&[a.clone(), b.clone()]).unwrap();
+        link.held(&a.router, true);
+        assert_eq!(
+            heard(&guard),
+            [Word::Cover(a.clone()), Word::Cover(b.clone()), Word::Held(a.router.clone(), true)]
+        );
+        let a = cover("a", 2);
+        link.describe(std::slice::from_ref(&a)).unwrap();
+        assert_eq!(heard(&guard), [Word::Forget(b.router), Word::Cover(a)]);
+    }
+
+    #[tokio::test]
+    async fn what_found_no_room_is_said_again() {
+        let (mut link, guard) = pair();
+        let (a, b) = (cover("a", 1), cover("b", 1));
+        link.describe(&[a.clone(), b.clone()]).unwrap();
+        while !link.behind {
+            link.heartbeat(Duration::from_millis(30));
+        }
+        link.held(&a.router, true);
+        link.describe(std::slice::from_ref(&a)).unwrap();
+        link.ready();
+        assert!(!heard(&guard).contains(&Word::Held(a.router.clone(), true)), "there was no room");
+        link.heartbeat(Duration::from_millis(30));
+        let expected = [
+            Word::Forget(b.router),
+            Word::Cover(a.clone()),
+            Word::Held(a.router, true),
+            Word::Ready,
+            Word::Heartbeat(Duration::from_millis(30)),
+        ];
+        assert_eq!(heard(&guard), expected);
+    }
+
+    #[tokio::test]
+    async fn orders_arrive_and_so_does_the_end() {
+        let (mut link, guard) = pair();
+        for order in [Order::Reload, Order::Stop] {
+            send(&guard, &order.encode(), SendFlags::NOSIGNAL).unwrap();
+        }
+        assert_eq!(link.command().await, Command::Reload);
+        assert_eq!(link.command().await, Command::Stop);
+        drop(guard);
+        assert_eq!(link.command().await, Command::Gone);
+        assert_eq!(link.command().await, Command::Gone);
+        link.heartbeat(Duration::from_millis(30)); // harmless
     }
 }

@@ -4,6 +4,7 @@
 //!
 //! * Thread: `notify`. Bound: [`WAITING`] messages; more are dropped.
 
+use std::io;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -41,8 +42,13 @@ impl Service {
             sd_notify::watchdog_enabled().map(|limit| Watchdog { every: limit / 2, next: Instant::now() });
         let (news, queue) = sync_channel(WAITING);
         let thread = thread::Builder::new().name("notify".to_owned()).spawn(move || {
+            let mut failed = false;
             while let Ok(news) = queue.recv() {
-                send(&news);
+                let result = send(&news);
+                if let (Err(error), false) = (&result, failed) {
+                    tracing::warn!("systemd cannot be told how things are: {error}");
+                }
+                failed = result.is_err();
             }
         });
         Self { news: thread.ok().map(|_| news), watchdog }
@@ -67,16 +73,13 @@ impl Service {
     }
 }
 
-fn send(news: &News) {
-    let result = match news {
+fn send(news: &News) -> io::Result<()> {
+    match news {
         News::Ready => sd_notify::notify(&[NotifyState::Ready]),
         News::Reloading => NotifyState::monotonic_usec_now()
             .and_then(|now| sd_notify::notify(&[NotifyState::Reloading, now])),
         News::Stopping => sd_notify::notify(&[NotifyState::Stopping]),
         News::Status(line) => sd_notify::notify(&[NotifyState::Status(line)]),
         News::Alive => sd_notify::notify(&[NotifyState::Watchdog]),
-    };
-    if let Err(error) = result {
-        tracing::warn!(%error, "systemd cannot be told how things are");
     }
 }

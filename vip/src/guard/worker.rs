@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use super::ledger::Ledger;
 use super::vigil::Vigil;
 use super::wire::{LONGEST, Order, WireError, Word};
-use super::{LINK_OPTION, WorkerProgram};
+use super::{LINK_OPTION, NAME, WorkerProgram};
 
 /// How many messages are taken in a row, before the guard looks at the rest of the world.
 const IN_A_ROW: u32 = 256;
@@ -56,6 +57,7 @@ impl Worker {
         // Nobody else in this process starts programs, so only the worker inherits it.
         fcntl_setfd(&theirs, FdFlags::empty())?;
         let mut child = Command::new(&program.program)
+            .arg0(NAME)
             .args(&program.arguments)
             .arg(LINK_OPTION)
             .arg(theirs.as_raw_fd().to_string())

@@ -2,7 +2,10 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{FromRawFd as _, IntoRawFd as _, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use rustix::pipe::{PipeFlags, pipe_with};
 
 /// Takes over a descriptor that this process was started with.
 ///
@@ -21,66 +24,48 @@ pub(crate) fn adopt(number: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// A set of signals.
-#[derive(Clone, Copy)]
-pub(crate) struct Signals(libc::sigset_t);
+/// Where the handler below writes to; -1 until it is installed.
+static NOTED: AtomicI32 = AtomicI32::new(-1);
 
-impl Signals {
-    /// These signals.
-    pub(crate) fn of(signals: &[libc::c_int]) -> Self {
-        let mut set = MaybeUninit::<libc::sigset_t>::uninit();
-        // SAFETY: `sigemptyset` writes the whole set that is pointed to.
-        unsafe { libc::sigemptyset(set.as_mut_ptr()) };
-        // SAFETY: written just now.
-        let mut set = unsafe { set.assume_init() };
-        for signal in signals {
-            // SAFETY: the set is valid; a number that is no signal is refused and changes nothing.
-            unsafe { libc::sigaddset(&raw mut set, *signal) };
-        }
-        Self(set)
-    }
-
-    /// Holds them back from this thread and from all that it starts.
-    pub(crate) fn block(&self) -> io::Result<()> {
-        self.mask(libc::SIG_BLOCK)
-    }
-
-    /// Lets them through again.
-    pub(crate) fn unblock(&self) -> io::Result<()> {
-        self.mask(libc::SIG_UNBLOCK)
-    }
-
-    fn mask(&self, how: libc::c_int) -> io::Result<()> {
-        // SAFETY: the set is valid, and the old mask is not asked for.
-        let error = unsafe { libc::pthread_sigmask(how, &raw const self.0, std::ptr::null_mut()) };
-        if error == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(error)) }
-    }
-
-    /// A descriptor that is readable while one of them, blocked, waits to be taken.
-    pub(crate) fn descriptor(&self) -> io::Result<OwnedFd> {
-        // SAFETY: the set is valid; -1 asks for a new descriptor.
-        let descriptor =
-            unsafe { libc::signalfd(-1, &raw const self.0, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
-        if descriptor < 0 {
+/// Turns these signals into bytes, one for each, of the descriptor that it answers (never blocking). It works whichever thread
+/// the kernel chooses for them, and programs that this process starts know nothing of it. Once for each process.
+pub(crate) fn take_signals(signals: &[libc::c_int]) -> io::Result<OwnedFd> {
+    let (reader, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+    // Open for as long as the process lives: a handler may run at any time.
+    NOTED.store(writer.into_raw_fd(), Ordering::Release);
+    for signal in signals {
+        // SAFETY: of integers, pointers and an optional function, for all of which zero is a value.
+        let mut action: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
+        action.sa_sigaction = note_signal as extern "C" fn(libc::c_int) as libc::sighandler_t;
+        action.sa_flags = libc::SA_RESTART;
+        // SAFETY: the action is valid, and its handler does nothing that a handler must not; the old one is not asked for.
+        if unsafe { libc::sigaction(*signal, &raw const action, std::ptr::null_mut()) } != 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: the kernel has just made this descriptor, for us alone.
-        Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+    }
+    Ok(reader)
+}
+
+/// Runs at any moment, within any thread: only what signal-safety(7) allows.
+extern "C" fn note_signal(signal: libc::c_int) {
+    let byte = signal.to_le_bytes();
+    // SAFETY: `write` is allowed here; it reads one byte of a value that lives. The error number is this thread's own, and the
+    // code that was interrupted finds it as it was. A full pipe means that signals wait already.
+    unsafe {
+        let error = libc::__errno_location();
+        let saved = *error;
+        libc::write(NOTED.load(Ordering::Acquire), byte.as_ptr().cast(), 1);
+        *error = saved;
     }
 }
 
-/// The next signal of a descriptor of [`Signals::descriptor`]; `None` when none waits.
-pub(crate) fn next_signal(descriptor: BorrowedFd<'_>) -> Option<libc::c_int> {
-    let mut info = MaybeUninit::<libc::signalfd_siginfo>::uninit();
-    let size = size_of::<libc::signalfd_siginfo>();
-    // SAFETY: the kernel writes at most `size` bytes, which is the size of what is pointed to.
-    let read = unsafe { libc::read(descriptor.as_raw_fd(), info.as_mut_ptr().cast(), size) };
-    if usize::try_from(read) != Ok(size) {
-        return None;
+/// The next signal of the descriptor of [`take_signals`]; `None` when none waits.
+pub(crate) fn next_signal(descriptor: &OwnedFd) -> Option<libc::c_int> {
+    let mut byte = [0];
+    match rustix::io::read(descriptor, &mut byte) {
+        Ok(1) => Some(byte[0].into()),
+        Ok(_) | Err(_) => None,
     }
-    // SAFETY: all of it was written, and any bytes make a valid `signalfd_siginfo`.
-    let info = unsafe { info.assume_init() };
-    libc::c_int::try_from(info.ssi_signo).ok()
 }
 
 /// Gives this thread `SCHED_FIFO` with this priority. What it starts is scheduled as usual.

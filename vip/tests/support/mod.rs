@@ -5,8 +5,11 @@
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
 use std::io::{BufRead as _, BufReader};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
+use pointsman_vip::netlink::Netlink;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
@@ -106,7 +109,7 @@ impl Host {
         std::thread::scope(|scope| {
             scope
                 .spawn(|| {
-                    self.enter();
+                    enter(&self.process());
                     run()
                 })
                 .join()
@@ -114,13 +117,15 @@ impl Host {
         })
     }
 
-    /// Moves this thread there.
-    pub(crate) fn enter(&self) {
-        use std::os::fd::AsFd as _;
-        let pid = Pid::from_child(&self.0);
-        let process = pidfd_open(pid, PidfdFlags::empty()).unwrap();
-        move_into_thread_name_spaces(process.as_fd(), ThreadNameSpaceType::NETWORK).unwrap();
+    /// A process there, to [`enter`] by.
+    pub(crate) fn process(&self) -> OwnedFd {
+        pidfd_open(Pid::from_child(&self.0), PidfdFlags::empty()).unwrap()
     }
+}
+
+/// Moves this thread to the network of a process.
+pub(crate) fn enter(process: &OwnedFd) {
+    move_into_thread_name_spaces(process.as_fd(), ThreadNameSpaceType::NETWORK).unwrap();
 }
 
 impl Drop for Host {
@@ -128,6 +133,12 @@ impl Drop for Host {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// Netlink that waits: whoever else runs tests makes and deletes interfaces all the time, and the kernel does one thing at a time
+/// for all namespaces.
+pub(crate) fn patient_netlink() -> Netlink {
+    Netlink::open().unwrap().waiting(Duration::from_secs(10))
 }
 
 /// A runtime for this thread.

@@ -5,13 +5,16 @@ use std::time::Duration;
 
 use pointsman_vrrp::event::{Event, Wire};
 
-use crate::world::{Message, Program, World, vip};
+use crate::world::{Message, Program, World, source_of, vip};
+
+/// None of the hosts.
+const STRANGER: usize = 8;
 
 impl World {
     /// Something goes wrong, or right again, and then some time passes.
     pub(crate) fn bad_luck(&mut self) {
         let host = self.dice.below(self.hosts.len());
-        match self.dice.below(16) {
+        match self.dice.below(18) {
             0 => self.kill_all(host),
             1 | 2 => self.kill_worker(host),
             3 => self.power_off(host),
@@ -20,7 +23,10 @@ impl World {
             6 => self.divide(),
             7 | 8 => self.heal(),
             9 => self.make_deaf(),
-            10 => self.set_yielded(host),
+            10 => {
+                let yielded = self.dice.one_in(2);
+                self.set_yielded(host, yielded);
+            }
             11 if self.hosts[host].keepalived => {}
             11 => {
                 let unwell = self.dice.one_in(2);
@@ -30,6 +36,7 @@ impl World {
             12 => self.forge(),
             13 => self.take_away(host),
             14 => self.stop(host),
+            15 | 16 => self.claim(),
             _ => {
                 self.say(|_| format!("lb{host} is mute"));
                 self.network.mute.insert(host);
@@ -45,7 +52,7 @@ impl World {
     }
 
     /// Guard and worker at once; the service manager starts them again.
-    fn kill_all(&mut self, host: usize) {
+    pub(crate) fn kill_all(&mut self, host: usize) {
         if !self.does_run(host) {
             return;
         }
@@ -58,7 +65,7 @@ impl World {
         self.after(wait, Message::Restart { host });
     }
 
-    fn kill_worker(&mut self, host: usize) {
+    pub(crate) fn kill_worker(&mut self, host: usize) {
         if self.hosts[host].keepalived || !self.does_run(host) {
             return;
         }
@@ -68,7 +75,7 @@ impl World {
         self.after(wait, Message::Guard { host });
     }
 
-    fn power_off(&mut self, host: usize) {
+    pub(crate) fn power_off(&mut self, host: usize) {
         self.say(|_| format!("lb{host} is switched off"));
         self.forget_connections(host);
         let host = &mut self.hosts[host];
@@ -81,7 +88,7 @@ impl World {
         self.after(wait, Message::Restart { host: number });
     }
 
-    fn freeze(&mut self, host: usize) {
+    pub(crate) fn freeze(&mut self, host: usize) {
         if !self.hosts[host].runs() {
             return;
         }
@@ -97,7 +104,7 @@ impl World {
         self.after(wait, Message::Thaw { host });
     }
 
-    fn unplug(&mut self, host: usize) {
+    pub(crate) fn unplug(&mut self, host: usize) {
         if self.hosts[host].keepalived {
             return; // its address would stay without a program that takes it away
         }
@@ -107,7 +114,7 @@ impl World {
     }
 
     /// Two halves that do not hear each other; the client is in one of them.
-    fn divide(&mut self) {
+    pub(crate) fn divide(&mut self) {
         let places = self.hosts.len() + 1;
         let halves: Vec<bool> = (0..places).map(|_| self.dice.one_in(2)).collect();
         self.say(|_| format!("a partition: {halves:?}"));
@@ -131,11 +138,10 @@ impl World {
         self.network.blocked.insert((from, to));
     }
 
-    fn set_yielded(&mut self, host: usize) {
+    pub(crate) fn set_yielded(&mut self, host: usize, yielded: bool) {
         if !self.hosts[host].runs() || self.hosts[host].keepalived {
             return;
         }
-        let yielded = self.dice.one_in(2);
         self.say(|_| format!("lb{host} shall yield: {yielded}"));
         self.hosts[host].yielded = yielded;
         self.tell(host, if yielded { Event::Yield { router: None } } else { Event::Resume { router: None } });
@@ -149,7 +155,18 @@ impl World {
             let to = self.dice.below(self.hosts.len());
             let wait = self.dice.millis(0, 300);
             self.forged = self.forged.max(self.now + wait);
-            self.after(wait, Message::Advert { from: IpAddr::from([10, 0, 0, 77]), to, priority });
+            self.after(wait, Message::Advert { from: source_of(STRANGER), to, priority });
+        }
+    }
+
+    /// A stranger tells everybody that it has the address.
+    fn claim(&mut self) {
+        self.say(|_| "a stranger claims the address".to_owned());
+        for _ in 0..=self.dice.below(4) {
+            let wait = self.dice.millis(0, 300);
+            for to in 0..=self.client() {
+                self.after(wait, Message::Arp { from: STRANGER, to });
+            }
         }
     }
 
@@ -164,7 +181,7 @@ impl World {
     }
 
     /// SIGTERM.
-    fn stop(&mut self, host: usize) {
+    pub(crate) fn stop(&mut self, host: usize) {
         if !self.hosts[host].runs() {
             return;
         }

@@ -11,6 +11,7 @@ use pointsman_vrrp::advert::Advert;
 use pointsman_vrrp::event::{Action, Event, Link, LinkFault, Proxy, Wire};
 use pointsman_vrrp::frame::Mac;
 use pointsman_vrrp::node::{Node, NodeSettings};
+use pointsman_vrrp::note::Note;
 use pointsman_vrrp::report::Report;
 use pointsman_vrrp::router::Settings;
 use pointsman_vrrp::time::Moment;
@@ -29,6 +30,8 @@ pub(crate) struct Setup {
     pub(crate) track: TrackProxy,
     /// The hosts signal each other beside VRRP.
     pub(crate) peers: bool,
+    /// All have the same priority.
+    pub(crate) equal: bool,
 }
 
 #[derive(Debug)]
@@ -49,6 +52,7 @@ struct Trust {
 }
 
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "a host is made of yes and no")]
 pub(crate) struct Host {
     pub(crate) number: usize,
     pub(crate) priority: u8,
@@ -217,6 +221,7 @@ fn address() -> IpAddr {
 }
 
 impl World {
+    /// Any world.
     pub(crate) fn new(seed: u64, trace: bool) -> Self {
         let mut dice = Dice(seed);
         let millis = Duration::from_millis;
@@ -227,13 +232,43 @@ impl World {
             preempt_delay: dice.one_of(&[0, 500, 2000].map(millis)),
             track: dice.one_of(&[TrackProxy::Release, TrackProxy::Lower(NonZeroU8::new(80).unwrap())]),
             peers: !dice.one_in(5),
+            equal: dice.one_in(10),
         };
         let count = 2 + dice.below(4);
-        let equal = dice.one_in(10);
         let keepalived = if dice.one_in(3) { dice.below(count) } else { 0 };
+        let network = Network {
+            blocked: BTreeSet::new(),
+            mute: BTreeSet::new(),
+            loss: if dice.one_in(3) { 20 } else { 0 },
+            slow: dice.one_of(&[300, 2000]),
+        };
+        Self::of(dice, setup, network, count, keepalived, trace)
+    }
+
+    /// Three hosts as they are configured by default, on a good network, at rest.
+    pub(crate) fn at_rest(seed: u64, keepalived: usize, trace: bool) -> Self {
+        let millis = Duration::from_millis;
+        let setup = Setup {
+            interval: millis(100),
+            heartbeat: millis(30),
+            preempt: true,
+            preempt_delay: millis(5000),
+            track: TrackProxy::Release,
+            peers: true,
+            equal: false,
+        };
+        let network = Network { blocked: BTreeSet::new(), mute: BTreeSet::new(), loss: 0, slow: 200 };
+        let mut world = Self::of(Dice(seed), setup, network, 3, keepalived, trace);
+        let wait = world.dice.millis(20_000, 21_000);
+        world.run_for(wait);
+        world.check_rest();
+        world
+    }
+
+    fn of(dice: Dice, setup: Setup, network: Network, count: usize, keepalived: usize, trace: bool) -> Self {
         let host = |number| Host {
             number,
-            priority: if equal { 100 } else { 200 - 40 * u8::try_from((number * 3 + 1) % 5).unwrap() },
+            priority: if setup.equal { 100 } else { 200 - 40 * u8::try_from((number * 3 + 1) % 5).unwrap() },
             keepalived: number >= count - keepalived,
             program: Program::None,
             incarnation: 0,
@@ -251,17 +286,11 @@ impl World {
             trust: BTreeMap::new(),
             late: Duration::ZERO,
         };
-        let network = Network {
-            blocked: BTreeSet::new(),
-            mute: BTreeSet::new(),
-            loss: if dice.one_in(3) { 20 } else { 0 },
-            slow: dice.one_of(&[300, 2000]),
-        };
         let mut world = Self {
-            now: Moment::from_start(millis(1000)),
+            now: Moment::from_start(Duration::from_secs(1)),
             trace,
-            setup,
             hosts: (0..count).map(host).collect(),
+            setup,
             network,
             queue: BTreeMap::new(),
             connections: BTreeMap::new(),
@@ -316,6 +345,9 @@ impl World {
         let loss = self.network.loss;
         if self.reaches(from, to) && (loss == 0 || !self.dice.one_in(loss)) {
             let wait = self.dice.micros(50, self.network.slow);
+            if self.network.loss > 0 && self.dice.one_in(100) {
+                self.after(wait * 2, message.clone()); // some come twice
+            }
             self.after(wait, message);
         }
     }
@@ -590,10 +622,10 @@ impl World {
             self.now.hash(&mut self.print);
             self.say(|_| word);
         }
-        let host = &self.hosts[number];
-        let vips = self.hosts.iter().filter(|host| !host.keepalived).count();
-        let holders = self.hosts.iter().filter(|host| host.holds).count();
-        self.checker.did(self.now, number, host.holds, vips, holders, action);
+        if let Action::Note(Note::Transition(transition)) = action {
+            self.check_votes(number, transition);
+        }
+        self.checker.did(self.now, number, self.hosts[number].holds, action);
     }
 
     fn report(&mut self, number: usize, report: &Report) {
