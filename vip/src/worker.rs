@@ -16,6 +16,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt as _;
 use pointsman_config::{Config, IpNet, Vip, VipName};
 use pointsman_process::logging::Logging;
 use pointsman_vrrp::advert::{Advert, Form, decode, peek};
@@ -26,6 +27,7 @@ use pointsman_vrrp::note::{Note, Transition};
 use pointsman_vrrp::router::{OWNER, Settings};
 use pointsman_vrrp::time::Moment;
 use tokio::runtime::{Builder, Runtime};
+use tokio::task::JoinHandle;
 use tokio::time::{sleep_until, timeout_at};
 
 use crate::guard::{Command, Cover, Farewell, GuardLink};
@@ -157,6 +159,7 @@ enum Woken {
     Netlink(Result<NetlinkEvent, NetlinkError>),
     Guard(Command),
     Side(side::Command),
+    Read(Box<Result<Config, String>>),
 }
 
 /// The worker.
@@ -173,10 +176,14 @@ pub struct Worker {
     peers: Option<Peers>,
     guard: GuardLink,
     ends: Ends,
+    /// The file, while it is read anew.
+    reading: Option<JoinHandle<Result<Config, String>>>,
     buffer: Box<[u8]>,
     refresh_at: Moment,
     beat_at: Moment,
     show_at: Moment,
+    /// When interfaces that could not be read or opened are looked at again.
+    retry_at: Moment,
     told: BTreeMap<&'static str, Instant>,
 }
 
@@ -200,10 +207,12 @@ impl Worker {
             peers,
             guard,
             ends,
+            reading: None,
             buffer: vec![0; interfaces::BUFFER].into(),
             refresh_at: now,
             beat_at: now,
             show_at: now,
+            retry_at: now,
             told: BTreeMap::new(),
         };
         worker.interfaces.set(&worker.config.vips);
@@ -220,35 +229,38 @@ impl Worker {
     pub async fn run(mut self, logging: &Logging) {
         loop {
             self.take_all();
-            self.keep_time();
-            let command = match self.wait().await {
-                Woken::Something => continue,
-                Woken::Event(event) => {
-                    self.tell(event);
-                    continue;
+            // Before the clock is looked at: a process that wakes up without its guard refreshes nothing any more.
+            let ordered = self.guard.command().now_or_never();
+            let woken = match ordered {
+                Some(command) => Woken::Guard(command),
+                None => {
+                    self.keep_time();
+                    self.wait().await
                 }
-                Woken::Netlink(event) => {
-                    self.changed(event);
-                    continue;
-                }
-                Woken::Side(command) => {
-                    self.obey(command);
-                    continue;
-                }
-                Woken::Guard(command) => command,
             };
-            match command {
-                Command::Reload => self.reload(logging).await,
-                Command::Stop => break,
-                Command::Gone => {
+            match woken {
+                Woken::Guard(Command::Reload) => self.read_file(),
+                Woken::Guard(Command::Stop) => break,
+                Woken::Guard(Command::Gone) => {
                     tracing::error!(
                         "the guard is gone: the addresses are handed over, and a new one starts afresh"
                     );
                     break;
                 }
+                Woken::Read(read) => self.reload(*read, logging).await,
+                other => self.react(other),
             }
         }
         self.stop().await;
+    }
+
+    fn react(&mut self, woken: Woken) {
+        match woken {
+            Woken::Event(event) => self.tell(event),
+            Woken::Netlink(event) => self.changed(event),
+            Woken::Side(command) => self.obey(command),
+            Woken::Something | Woken::Guard(_) | Woken::Read(_) => {}
+        }
     }
 
     /// Hands the addresses over, or lets them go.
@@ -259,12 +271,7 @@ impl Worker {
             self.take_all();
             self.keep_time();
             if let Ok(woken) = timeout_at(deadline.into(), self.wait()).await {
-                match woken {
-                    Woken::Event(event) => self.tell(event),
-                    Woken::Netlink(event) => self.changed(event),
-                    Woken::Side(command) => self.obey(command),
-                    Woken::Something | Woken::Guard(_) => {}
-                }
+                self.react(woken);
             }
         }
         self.show();
@@ -301,6 +308,7 @@ impl Worker {
             () = self.interfaces.readable() => Woken::Something,
             event = self.events.next() => Woken::Netlink(event),
             command = self.guard.command() => Woken::Guard(command),
+            read = finished(&mut self.reading) => Woken::Read(Box::new(read)),
             Some(proxy) = self.ends.proxy.recv() => Woken::Event(Event::Proxy(proxy)),
             Some(command) = self.ends.commands.recv() => Woken::Side(command),
             () = sleep_until(due.into()) => Woken::Something,
@@ -505,7 +513,11 @@ impl Worker {
             Ok(state) => state.is_none_or(|state| (state.up && state.carrier) != up),
             Err(_) => false, // busy: in 25 ms again
         });
-        if changed {
+        let unsure = self.interfaces.are_unsure() && self.now() >= self.retry_at;
+        if unsure {
+            self.retry_at = self.now() + SHOW;
+        }
+        if changed || unsure {
             self.look_again();
         }
     }
@@ -715,11 +727,20 @@ impl Worker {
 
     // ---- A new configuration -----------------------------------------------------------------------------------------
 
-    async fn reload(&mut self, logging: &Logging) {
-        match Config::load(&self.file) {
+    /// Begins to read the file, on a thread that may wait for a disk: this one may not.
+    fn read_file(&mut self) {
+        let file = self.file.clone();
+        let read = move || Config::load(&file).map_err(|diagnostics| diagnostics.to_string());
+        self.reading = Some(tokio::task::spawn_blocking(read)); // a second order reads it anew
+    }
+
+    /// The file has been read.
+    async fn reload(&mut self, read: Result<Config, String>, logging: &Logging) {
+        self.reading = None;
+        match read {
             Err(diagnostics) => {
                 tracing::error!("the configuration stays as it was: the new one is wrong\n{diagnostics}");
-                self.ends.tell(Notice::BadConfiguration(diagnostics.to_string()));
+                self.ends.tell(Notice::BadConfiguration(diagnostics));
             }
             Ok(config) => {
                 for change in unchangeable(&self.config, &config) {
@@ -761,6 +782,7 @@ impl Worker {
             return;
         }
         if let Some(peers) = self.peers.take() {
+            self.beat(); // the guard's patience is longer than this takes
             peers.farewell().await;
         }
         match new.map(|new| Peers::start(&new, &config.node)).transpose() {
@@ -798,6 +820,14 @@ impl Worker {
             self.complain("release", &error);
         }
         self.ends.tell(Notice::Left { router: now.name.clone(), addresses });
+    }
+}
+
+/// What was read, when it has been. Cancel-safe.
+async fn finished(reading: &mut Option<JoinHandle<Result<Config, String>>>) -> Result<Config, String> {
+    match reading {
+        Some(handle) => handle.await.unwrap_or_else(|error| Err(error.to_string())),
+        None => std::future::pending().await,
     }
 }
 
