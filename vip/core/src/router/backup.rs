@@ -134,7 +134,10 @@ impl Router {
     fn reason_to_take(&self, world: World<'_>) -> Option<Reason> {
         let sooner =
             || self.was_offered(world).or_else(|| self.after_loss(world)).or_else(|| self.preempts(world));
-        sooner().or_else(|| self.after_silence(world))
+        // Reports know nothing of a keepalived, and whatever they say, we would have to give way to it at once.
+        let outranked = self.rank().is_none_or(|ours| self.rivals.outranked(world.now, ours));
+        let reason = if outranked { None } else { sooner() };
+        reason.or_else(|| self.after_silence(world))
     }
 
     /// The holder wants us to take them.

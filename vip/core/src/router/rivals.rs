@@ -77,6 +77,13 @@ impl Rivals {
 
     /// Compares the reports with what is known. True when a host has stopped to hold the addresses.
     pub(crate) fn look(&mut self, world: World<'_>, router: &VipName) -> bool {
+        // Whose advert was here before its first report is no stranger any more.
+        let sources = world.group.live().filter_map(|(_, report)| report.routers.get(router)?.source);
+        for source in sources {
+            if let Some(rival) = self.heard.get_mut(&source) {
+                rival.stranger = false;
+            }
+        }
         let mut found = false;
         for (node, _, rank) in holders(world.group, router) {
             found = true;
@@ -140,6 +147,14 @@ impl Rivals {
     /// Since when an address has been heard without a gap.
     pub(crate) fn heard_since(&self, now: Moment, from: IpAddr) -> Option<Moment> {
         self.heard.get(&from).filter(|rival| rival.is_active(now)).map(|rival| rival.since)
+    }
+
+    /// A stranger of higher rank is heard to hold the addresses.
+    pub(crate) fn outranked(&self, now: Moment, ours: Rank) -> bool {
+        self.heard.iter().any(|(address, rival)| {
+            let theirs = Rank { priority: rival.priority, address: *address };
+            rival.stranger && theirs > ours && rival.is_active(now)
+        })
     }
 
     /// Somebody speaks VRRP with us that is none of the hosts that report to us.

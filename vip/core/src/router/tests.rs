@@ -214,6 +214,22 @@ fn a_stranger_who_holds_the_addresses_hears_of_us_once() {
     assert_eq!(lab.hear(2, 150), [""; 0]);
 }
 
+/// Else we would take them, give way at the next advert, and take them again, for ever.
+#[test]
+fn what_a_better_stranger_holds_is_not_taken_from_a_worse_peer() {
+    let of = Settings { preempt_delay: Duration::ZERO, ..settings(150) };
+    let mut lab = Lab::up(of, &["lb2"]);
+    lab.connect("lb2");
+    assert_eq!(lab.hear(9, 200), ["advert 150"]);
+    assert_eq!(lab.report("lb2", says(2, State::Active, 40), &[]), [""; 0]);
+    let offer = RouterReport { offer: Some(node("lb1")), ..says(2, State::Active, 40) };
+    assert_eq!(lab.report("lb2", offer, &[]), [""; 0]);
+    // The stranger is heard no more.
+    lab.now = 301;
+    let taken = lab.report("lb2", says(2, State::Active, 40), &[]);
+    assert_eq!(taken.last().map(String::as_str), Some("active by preempted"));
+}
+
 #[test]
 fn our_own_kind_needs_no_introduction() {
     let mut lab = Lab::up(settings(100), &["lb2"]);

@@ -13,6 +13,9 @@ use crate::world::{Host, World, name_of};
 /// A deadline that is past after this many ticks in a row keeps a core busy.
 const BUSY: u32 = 2;
 
+/// So many transitions of one host within 20 ms are a quarrel with itself.
+const FLAPS: usize = 10;
+
 #[derive(Debug, Default)]
 pub(crate) struct Checker {
     busy: BTreeMap<usize, u32>,
@@ -48,6 +51,9 @@ impl Checker {
                 assert_eq!(holds, transition.to == State::Active, "lb{host}: {transition:?}");
                 assert_ne!(transition.from, transition.to, "lb{host}: {transition:?}");
                 self.transitions.push((now, host, transition.clone()));
+                let own = self.transitions.iter().rev().filter(|(_, other, _)| *other == host);
+                let lately = own.take_while(|(at, ..)| now.since(*at) < Duration::from_millis(20));
+                assert!(lately.count() < FLAPS, "lb{host} does not know what it wants: {transition:?}");
             }
             Action::Hold { .. }
             | Action::Release { .. }
@@ -147,9 +153,9 @@ impl World {
         assert_eq!(holders.len(), 1, "at rest these hosts hold the addresses: {holders:?}");
         let holder = holders[0];
         assert!(self.hosts[holder].runs(), "the holder does not run");
-        // Two keepalived between themselves leave a client behind; that is why there is pointsman-vip.
-        let is_keepalived = |number: usize| self.hosts.get(number).is_some_and(|host| host.keepalived);
-        let known = self.neighbour.is_some_and(is_keepalived) && is_keepalived(holder);
+        // A keepalived answers neither a stranger nor another keepalived; that is why there is pointsman-vip.
+        let is_vip = |number: usize| self.hosts.get(number).is_some_and(|host| !host.keepalived);
+        let known = !is_vip(holder) && !self.neighbour.is_some_and(is_vip);
         assert!(
             self.neighbour == Some(holder) || known,
             "the client takes {:?} for the owner, and it is {holder}",
