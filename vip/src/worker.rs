@@ -230,13 +230,11 @@ impl Worker {
         loop {
             self.take_all();
             // Before the clock is looked at: a process that wakes up without its guard refreshes nothing any more.
-            let ordered = self.guard.command().now_or_never();
-            let woken = match ordered {
-                Some(command) => Woken::Guard(command),
-                None => {
-                    self.keep_time();
-                    self.wait().await
-                }
+            let woken = if let Some(command) = self.guard.command().now_or_never() {
+                Woken::Guard(command)
+            } else {
+                self.keep_time();
+                self.wait().await
             };
             match woken {
                 Woken::Guard(Command::Reload) => self.read_file(),
@@ -248,7 +246,7 @@ impl Worker {
                     break;
                 }
                 Woken::Read(read) => self.reload(*read, logging).await,
-                other => self.react(other),
+                Woken::Something | Woken::Event(_) | Woken::Netlink(_) | Woken::Side(_) => self.react(woken),
             }
         }
         self.stop().await;
