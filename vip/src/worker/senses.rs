@@ -2,7 +2,6 @@
 
 use std::net::IpAddr;
 
-use futures_util::FutureExt as _;
 use pointsman_config::{Vip, VipName};
 use pointsman_vrrp::advert::{decode, peek};
 use pointsman_vrrp::event::{Event, Link, LinkFault};
