@@ -67,6 +67,12 @@ pub fn run(config: &Config, file: &Path) -> ExitCode {
         program: PathBuf::from("/proc/self/exe"),
         arguments: vec![WORKER.into(), "--config".into(), file.into()],
     };
+    let vrrp = config.vrrp.as_ref();
+    let lock_memory = vrrp.is_some_and(|vrrp| vrrp.lock_memory).then(privileges::lock_memory);
+    let realtime = vrrp.is_some_and(|vrrp| vrrp.realtime).then(privileges::take_realtime);
+    for error in [lock_memory, realtime].into_iter().flatten().filter_map(Result::err) {
+        tracing::error!("The guard goes on without: {error}");
+    }
     let guard = privileges::keep_for_guard().map_err(GuardError::from).and_then(|()| Guard::prepare(worker));
     match guard {
         Ok(guard) => {

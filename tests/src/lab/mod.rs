@@ -446,6 +446,8 @@ impl Lab {
     /// Copies the logs to the directory that `LAB_LOGS` names, for whoever looks for a fault.
     pub(crate) fn keep_logs(&self) {
         let Some(target) = std::env::var_os("LAB_LOGS").map(PathBuf::from) else { return };
+        // The first argument of the inner program is the test's name.
+        let target = target.join(std::env::args().nth(1).unwrap_or_default());
         for host in 0..HOSTS {
             let name = self.station(host).namespace.name();
             let from = self.directory.join(name).join("log");

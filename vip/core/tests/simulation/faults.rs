@@ -40,6 +40,7 @@ impl World {
             _ => {
                 self.say(|_| format!("lb{host} is mute"));
                 self.network.mute.insert(host);
+                self.network.one_sided = true;
             }
         }
         let time = self.dice.one_of(&[1, 20, 200, 1000, 2500]);
@@ -136,6 +137,7 @@ impl World {
         let (from, to) = (self.dice.below(self.hosts.len()), self.dice.below(self.hosts.len()));
         self.say(|_| format!("lb{to} does not hear lb{from}"));
         self.network.blocked.insert((from, to));
+        self.network.one_sided = true;
     }
 
     pub(crate) fn set_yielded(&mut self, host: usize, yielded: bool) {
