@@ -115,10 +115,14 @@ impl World {
     }
 
     /// Two halves that do not hear each other; the client is in one of them.
-    pub(crate) fn divide(&mut self) {
-        let places = self.hosts.len() + 1;
-        let halves: Vec<bool> = (0..places).map(|_| self.dice.one_in(2)).collect();
+    fn divide(&mut self) {
+        let halves: Vec<bool> = (0..=self.client()).map(|_| self.dice.one_in(2)).collect();
+        self.divide_as(&halves);
+    }
+
+    pub(crate) fn divide_as(&mut self, halves: &[bool]) {
         self.say(|_| format!("a partition: {halves:?}"));
+        let places = halves.len();
         for (one, other) in (0..places).flat_map(|one| (0..places).map(move |other| (one, other))) {
             if halves[one] != halves[other] {
                 self.network.blocked.insert((one, other));
@@ -162,7 +166,7 @@ impl World {
     }
 
     /// A stranger tells everybody that it has the address.
-    fn claim(&mut self) {
+    pub(crate) fn claim(&mut self) {
         self.say(|_| "a stranger claims the address".to_owned());
         for _ in 0..=self.dice.below(4) {
             let wait = self.dice.millis(0, 300);
