@@ -151,9 +151,8 @@ macro_rules! say {
 fn worker(mode: &str, file: &str, link: i32) -> u8 {
     say!("start {}", std::process::id());
     match mode {
-        "hold" => {}
         "hold-if-good" if Config::load(Path::new(file)).is_err() => return BAD_CONFIGURATION,
-        "hold-if-good" => {}
+        "hold" | "hold-if-good" => {}
         "bad-configuration" => return BAD_CONFIGURATION,
         "bad-configuration-slowly" => {
             runtime().block_on(async { drop(GuardLink::from_fd(link).unwrap()) });
