@@ -142,13 +142,14 @@ fn longest_left_behind(keepalived: usize) -> Duration {
     let left_behind = |seed: u64| {
         let mut world = World::at_rest(seed_of(seed), keepalived, false);
         let holder = world.holders()[0];
-        // Somebody else is with the client; the third may be there or here.
-        let with_client: Vec<bool> = (0..3)
-            .map(|host| {
-                host != holder && (host == (holder + 1) % 3) == (seed % 3 == 0)
-                    || host != holder && seed % 3 == 2
-            })
-            .collect();
+        // One of the others is with the client, or both.
+        let others = [(holder + 1) % 3, (holder + 2) % 3];
+        let there = match seed % 3 {
+            0 => &others[..1],
+            1 => &others[1..],
+            _ => &others[..],
+        };
+        let with_client: Vec<bool> = (0..3).map(|host| there.contains(&host)).collect();
         world.divide_as(&[&with_client[..], &[true]].concat());
         let wait = world.dice.millis(2000, 3000);
         world.run_for(wait);
