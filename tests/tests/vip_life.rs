@@ -62,6 +62,32 @@ fn a_proxy_that_is_not_ready_moves_the_address() -> Result<()> {
 }
 
 #[test]
+fn the_proxy_hears_that_its_address_has_left() -> Result<()> {
+    lab::run(|lab| {
+        let (meter, proxies) = with_proxies(lab, "\"release\"")?;
+        let heard = |host: usize, what: &str| {
+            wait::until(format!("the proxy of lb{} to be told", host + 1), SOON, || {
+                let told = proxies[host].told();
+                ensure!(told.iter().any(|line| line.contains("address=10.0.0.110")), "{what}: {told:?}");
+                Ok(())
+            })
+        };
+        let nobody = |host: usize| {
+            let told = proxies[host].told();
+            ensure!(told.is_empty(), "lb{}: {told:?}", host + 1);
+            Ok(())
+        };
+        (0..HOSTS).try_for_each(nobody)?;
+        lab.command(0, &["yield"])?;
+        lab.wait_quiet(1, &meter, SOON)?;
+        heard(0, "yield")?;
+        lab.stop(1)?;
+        heard(1, "SIGTERM")?;
+        nobody(2)
+    })
+}
+
+#[test]
 fn a_restart_of_the_proxy_moves_nothing() -> Result<()> {
     lab::run(|lab| {
         let (meter, proxies) = with_proxies(lab, "\"release\"")?;
