@@ -46,8 +46,8 @@ pub const WORKER: &str = "worker";
 pub const LINK_OPTION: &str = "--link";
 /// What the worker is called in lists of processes: it is not started by its name.
 const NAME: &str = "pointsman-vip";
-/// The exit code for a configuration that is wrong (`EX_CONFIG` of sysexits.h). A worker that ends with it is not started
-/// again, and the guard ends with it, too.
+/// The exit code for a configuration that is wrong (`EX_CONFIG` of sysexits.h). A first worker that ends with it is not started
+/// again, and the guard ends with it, too; later ones are: the file was good once, and somebody is at work on it.
 pub const BAD_CONFIGURATION: u8 = 78;
 /// The exit code when we may not do what we have to (`EX_NOPERM`).
 const NOT_PERMITTED: u8 = 77;
@@ -67,6 +67,12 @@ pub fn run(config: &Config, file: &Path) -> ExitCode {
         program: PathBuf::from("/proc/self/exe"),
         arguments: vec![WORKER.into(), "--config".into(), file.into()],
     };
+    let vrrp = config.vrrp.as_ref();
+    let lock_memory = vrrp.is_some_and(|vrrp| vrrp.lock_memory).then(privileges::lock_memory);
+    let realtime = vrrp.is_some_and(|vrrp| vrrp.realtime).then(privileges::take_realtime);
+    for error in [lock_memory, realtime].into_iter().flatten().filter_map(Result::err) {
+        tracing::error!("The guard goes on without: {error}");
+    }
     let guard = privileges::keep_for_guard().map_err(GuardError::from).and_then(|()| Guard::prepare(worker));
     match guard {
         Ok(guard) => {

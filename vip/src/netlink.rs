@@ -2,7 +2,9 @@
 //!
 //! Requests go through a thread of their own. The kernel does what is asked for while the request is being sent, and makes
 //! it wait for whatever else is changing the network at that moment: no time limit of a socket covers that. Whoever asks
-//! waits for [`BOUND`] at most, unless it wants otherwise ([`Netlink::waiting`]); a request that is late is still done, and in order.
+//! waits for [`BOUND`] at most, unless it wants otherwise ([`Netlink::waiting`]). A change that is late is still made, in its
+//! order; while one is, the next ones are taken and not waited for at all, and nothing is read: so a kernel that is busy for
+//! long costs whoever asks for many things not much more than one bound.
 //!
 //! * Thread: `netlink`, one for each [`Netlink`], ends with it. It is scheduled as the thread that opened it.
 //! * Bounds: [`WAITING`] requests wait; more are refused ([`NetlinkError::Busy`]).
@@ -13,6 +15,8 @@ mod message;
 mod worker;
 
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -112,11 +116,29 @@ pub struct Address {
 #[derive(Debug)]
 pub struct Netlink {
     requests: SyncSender<Request>,
+    progress: Arc<Progress>,
     bound: Duration,
+}
+
+/// How far the thread is, in requests.
+#[derive(Debug, Default)]
+struct Progress {
+    asked: AtomicU64,
+    /// The last one that whoever asked did not wait for any longer.
+    given_up: AtomicU64,
+    done: AtomicU64,
+}
+
+impl Progress {
+    /// The thread has not come to the end of what took too long.
+    fn is_behind(&self) -> bool {
+        self.given_up.load(Ordering::Acquire) > self.done.load(Ordering::Acquire)
+    }
 }
 
 /// What is asked for, and where the answer goes.
 struct Request {
+    number: u64,
     task: Task,
     answer: SyncSender<Result<Answer, NetlinkError>>,
 }
@@ -142,15 +164,16 @@ impl Netlink {
     /// Opens it in the network namespace of this thread.
     pub fn open() -> Result<Self, NetlinkError> {
         let (requests, queue) = sync_channel(WAITING);
-        worker::start(queue)?;
-        Ok(Self { requests, bound: BOUND })
+        let progress = Arc::new(Progress::default());
+        worker::start(queue, Arc::clone(&progress))?;
+        Ok(Self { requests, progress, bound: BOUND })
     }
 
     /// The same, for where there is time: it waits for so long instead of [`BOUND`]. When many interfaces come and go (at the
     /// start of a host, or of many containers), the kernel is busy for longer than that.
     #[must_use]
     pub fn waiting(&self, bound: Duration) -> Self {
-        Self { requests: self.requests.clone(), bound }
+        Self { requests: self.requests.clone(), progress: Arc::clone(&self.progress), bound }
     }
 
     /// Adds an address to an interface, or makes the life of one that is there as long as this says. IPv6: without waiting
@@ -204,16 +227,65 @@ impl Netlink {
     fn ask(&self, task: Task) -> Result<Answer, NetlinkError> {
         let began = Instant::now();
         let doing = Doing::of(&task);
+        let is_behind = self.bound <= BOUND && self.progress.is_behind();
+        if is_behind && !task.is_change() {
+            return Err(NetlinkError::Busy { doing });
+        }
+        let number = self.progress.asked.fetch_add(1, Ordering::AcqRel) + 1;
         let (answer, answers): (_, Receiver<_>) = sync_channel(1);
-        match self.requests.try_send(Request { task, answer }) {
+        match self.requests.try_send(Request { number, task, answer }) {
             Ok(()) => {}
             Err(TrySendError::Full(_)) => return Err(NetlinkError::Busy { doing }),
             Err(TrySendError::Disconnected(_)) => return Err(NetlinkError::Ended { doing }),
         }
-        match answers.recv_timeout(self.bound) {
+        let bound = if is_behind { Duration::ZERO } else { self.bound };
+        match answers.recv_timeout(bound) {
             Ok(answer) => answer,
-            Err(RecvTimeoutError::Timeout) => Err(NetlinkError::Late { doing, waited: began.elapsed() }),
+            Err(RecvTimeoutError::Timeout) => {
+                self.progress.given_up.fetch_max(number, Ordering::AcqRel);
+                Err(NetlinkError::Late { doing, waited: began.elapsed() })
+            }
             Err(RecvTimeoutError::Disconnected) => Err(NetlinkError::Ended { doing }),
         }
+    }
+}
+
+impl Task {
+    /// Worth doing even if nobody waits for it.
+    fn is_change(&self) -> bool {
+        matches!(self, Self::Add(..) | Self::Remove(_))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn while_the_kernel_is_busy_changes_are_taken_and_nobody_waits_twice() {
+        let (requests, queue) = sync_channel(WAITING);
+        let netlink = Netlink { requests, progress: Arc::default(), bound: BOUND };
+        let net: IpNet = "192.0.2.1/24".parse().unwrap();
+        let is_late = |result| matches!(result, Err(NetlinkError::Late { .. }));
+        let began = Instant::now();
+        assert!(is_late(netlink.add(1, net, Lifetime::HELD)));
+        assert!(began.elapsed() >= BOUND);
+        let began = Instant::now();
+        for _ in 0..20 {
+            assert!(is_late(netlink.remove(1, net)));
+            assert!(matches!(netlink.link_state(1), Err(NetlinkError::Busy { .. })));
+        }
+        assert!(began.elapsed() < 20 * BOUND);
+
+        let taken: Vec<Request> = queue.try_iter().collect();
+        assert_eq!(taken.len(), 21, "changes are, what would only read is not");
+        netlink.progress.done.store(taken.last().unwrap().number, Ordering::Release);
+        let began = Instant::now();
+        assert!(is_late(netlink.add(1, net, Lifetime::HELD)));
+        assert!(began.elapsed() >= BOUND, "it waits again");
+
+        while !matches!(netlink.remove(1, net), Err(NetlinkError::Busy { .. })) {}
+        drop(queue);
+        assert!(matches!(netlink.remove(1, net), Err(NetlinkError::Ended { .. })));
     }
 }

@@ -36,7 +36,7 @@ pub const STRANGERS: usize = 16;
 const NEWS: usize = 64;
 
 /// How long the last word to each host may take.
-const FAREWELL: Duration = Duration::from_millis(100);
+const FAREWELL: Duration = Duration::from_millis(50);
 
 /// Why the hosts cannot signal each other.
 #[derive(Debug, thiserror::Error)]

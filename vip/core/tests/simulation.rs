@@ -125,11 +125,68 @@ fn a_keepalived_succeeds_after_its_timers() {
     }
 }
 
+/// Nobody believes a stranger for long.
+#[test]
+fn a_claim_of_a_stranger_is_answered() {
+    for seed in 0..10 {
+        let mut world = World::at_rest(seed_of(seed), 0, false);
+        world.claim();
+        world.run_for(Duration::from_millis(400));
+        world.check_rest();
+    }
+}
+
+/// The network divides, the client's half elects its own holder, and then it heals. How long the client believes the wrong
+/// host.
+fn longest_left_behind(keepalived: usize) -> Duration {
+    let left_behind = |seed: u64| {
+        let mut world = World::at_rest(seed_of(seed), keepalived, false);
+        let holder = world.holders()[0];
+        // Somebody else is with the client; the third may be there or here.
+        let with_client: Vec<bool> = (0..3)
+            .map(|host| {
+                host != holder && (host == (holder + 1) % 3) == (seed % 3 == 0)
+                    || host != holder && seed % 3 == 2
+            })
+            .collect();
+        world.divide_as(&[&with_client[..], &[true]].concat());
+        let wait = world.dice.millis(2000, 3000);
+        world.run_for(wait);
+        assert_eq!(world.holders().len(), 2);
+        assert_ne!(world.neighbour, Some(holder));
+        world.heal();
+        let begin = world.now;
+        let mut wrong = Duration::ZERO;
+        while world.now.since(begin) < Duration::from_secs(20) {
+            world.run_for(Duration::from_millis(1));
+            if world.neighbour != Some(holder) {
+                wrong = world.now.since(begin);
+            }
+        }
+        world.check_rest();
+        wrong
+    };
+    (0..30).map(left_behind).max().unwrap()
+}
+
+#[test]
+fn after_a_heal_the_client_finds_the_holder() {
+    let longest = longest_left_behind(0);
+    assert!(longest <= Duration::from_millis(50), "{longest:?}");
+}
+
+/// A keepalived that steps down tells nobody.
+#[test]
+fn after_a_heal_the_client_finds_the_holder_with_keepalived() {
+    let longest = longest_left_behind(1);
+    assert!(longest <= Duration::from_millis(5100), "{longest:?}");
+}
+
 /// The checker is no ornament.
 #[test]
 #[should_panic(expected = "the client takes Some(9) for the owner")]
 fn the_checker_catches_a_client_that_is_left_behind() {
     let mut world = World::at_rest(seed_of(1), 0, false);
     world.neighbour = Some(9);
-    world.quiet();
+    world.check_rest();
 }

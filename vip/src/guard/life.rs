@@ -21,8 +21,10 @@ const PROVEN: Duration = Duration::from_secs(30);
 const STOP: Duration = Duration::from_secs(10);
 /// How long a worker that holds nothing may take to end after it has closed the link.
 const PARTING: Duration = Duration::from_secs(5);
-/// How often signals are looked for while that is waited for.
+/// How often signals are looked for while a death is waited for.
 const TICK: Duration = Duration::from_millis(50);
+/// A death that takes longer than this is no matter of a busy machine.
+const LONG: Duration = Duration::from_secs(1);
 /// How long the death of a killed worker is waited for before the cleaning: what does not die in that time hangs within the
 /// kernel, and never comes out of it alive.
 const DEATH: Duration = Duration::from_millis(20);
@@ -93,13 +95,14 @@ impl Life {
         let cleaning = self.clean(&worker, ended);
         self.tell(&end, &mut worker, &cleaning);
         if !died {
-            self.outlive(&mut worker);
+            self.outlive(&worker);
         }
         if !died || !cleaning.problems.is_empty() {
             self.clean_again(&worker);
         }
         let code = worker.ending().and_then(|status| status.code());
-        if code == Some(BAD_CONFIGURATION.into()) {
+        // A file that was good when we started and is not now will be put right, and then a worker has to be tried again.
+        if code == Some(BAD_CONFIGURATION.into()) && !self.was_ready {
             self.guard.service.tell(News::Stopping);
             return Some(BAD_CONFIGURATION);
         }
@@ -245,11 +248,10 @@ impl Life {
             }
         } else {
             tracing::error!(
-                "The worker {ending} while it held {}: removed {} addresses and sent {} adverts with priority 0 within \
-                 {:.1} ms",
+                "The worker {ending} while it held {}: removed {} and sent {} with priority 0 within {:.1} ms",
                 cleaning.routers.join(", "),
-                cleaning.addresses,
-                cleaning.farewells,
+                count(cleaning.addresses, "address", "addresses"),
+                count(cleaning.farewells, "advert", "adverts"),
                 cleaning.took.as_secs_f64() * 1000.0,
             );
         }
@@ -267,12 +269,17 @@ impl Life {
     }
 
     /// A killed worker that does not die hangs within the kernel. No other is started before it is gone.
-    fn outlive(&mut self, worker: &mut Worker) {
-        if worker.is_dead_within(Duration::ZERO) {
-            return;
-        }
-        tracing::error!(pid = worker.pid(), "The killed worker does not die: it hangs within the kernel");
-        while !wait(&self.guard, Some(worker), Duration::from_secs(1)) {
+    fn outlive(&mut self, worker: &Worker) {
+        let mut told = false;
+        let began = Instant::now();
+        while !worker.is_dead_within(TICK) {
+            if !told && began.elapsed() > LONG {
+                told = true;
+                tracing::error!(
+                    pid = worker.pid(),
+                    "The killed worker does not die: it hangs within the kernel"
+                );
+            }
             self.guard.service.turn(Instant::now());
             self.take_signals(None);
             if self.stopping.is_some() {
@@ -311,6 +318,10 @@ fn wait(guard: &Guard, worker: Option<&Worker>, limit: Duration) -> bool {
         Ok(_) => descriptors.get(1).is_some_and(|pidfd| !pidfd.revents().is_empty()),
         Err(_) => false, // interrupted: whoever waits looks anew
     }
+}
+
+fn count(number: usize, one: &str, several: &str) -> String {
+    if number == 1 { format!("1 {one}") } else { format!("{number} {several}") }
 }
 
 /// For people: how a worker ended.

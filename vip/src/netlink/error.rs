@@ -41,14 +41,14 @@ pub enum NetlinkError {
         source: io::Error,
     },
     /// The kernel has not answered in time; the request is under way still.
-    #[error("the kernel takes longer than {} ms to {doing}; it goes on with it", waited.as_millis())]
+    #[error("the kernel is busy and did not {doing} within {} ms; it goes on with it", waited.as_millis())]
     Late {
         /// What was asked for.
         doing: Doing,
         /// Since it was asked for.
         waited: Duration,
     },
-    /// Too many requests wait for one that the kernel is busy with. This one was not taken.
+    /// The kernel is busy with an earlier request that is late. This one was not taken: it would only read, or too many wait.
     #[error("cannot {doing}: the kernel is still busy with earlier requests")]
     Busy {
         /// What was asked for.

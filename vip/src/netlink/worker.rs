@@ -2,6 +2,8 @@
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,7 +18,7 @@ use rustix::net::{
 };
 
 use super::message::{self, Content};
-use super::{Address, Answer, Doing, Lifetime, LinkInfo, LinkState, NetlinkError, Request, Task};
+use super::{Address, Answer, Doing, Lifetime, LinkInfo, LinkState, NetlinkError, Progress, Request, Task};
 use crate::sys::socket::set_netlink_strict;
 
 /// How long the thread itself waits for an answer: the kernel has done all of a request by the time that it is sent, so
@@ -28,7 +30,7 @@ const BUFFER: usize = 32 * 1024;
 const TRIES: u32 = 5;
 
 /// Starts the thread. It ends when nobody can send requests any more.
-pub(super) fn start(queue: Receiver<Request>) -> Result<(), NetlinkError> {
+pub(super) fn start(queue: Receiver<Request>, progress: Arc<Progress>) -> Result<(), NetlinkError> {
     let mut worker = Worker::open().map_err(|source| NetlinkError::Open { source })?;
     let first = crate::sys::process::is_scheduled_first();
     thread::Builder::new()
@@ -39,9 +41,10 @@ pub(super) fn start(queue: Receiver<Request>) -> Result<(), NetlinkError> {
                 // ago, and if it is not now, it only is slower.
                 let _ = crate::privileges::take_realtime();
             }
-            while let Ok(Request { task, answer }) = queue.recv() {
-                // Whoever asked may have given up waiting.
-                let _ = answer.try_send(worker.perform(&task));
+            while let Ok(Request { number, task, answer }) = queue.recv() {
+                let result = worker.perform(&task);
+                progress.done.store(number, Ordering::Release);
+                let _ = answer.try_send(result); // whoever asked may have given up waiting
             }
         })
         .map(|_| ())

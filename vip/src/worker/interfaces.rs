@@ -40,6 +40,8 @@ pub(super) struct Interface {
     /// The virtual addresses here.
     ours: BTreeSet<IpAddr>,
     sockets: Option<Sockets>,
+    /// The last attempt to read it failed.
+    unread: bool,
 }
 
 /// Open while the interface is there.
@@ -178,10 +180,18 @@ impl Interfaces {
         })
     }
 
+    /// Whether one of them could not be read, or its sockets not be opened: no event will tell when they can.
+    pub(super) fn are_unsure(&self) -> bool {
+        let closed = |one: &Interface| one.info.is_some() && !one.ours.is_empty() && one.sockets.is_none();
+        self.known.values().any(|interface| interface.unread || closed(interface))
+    }
+
     /// Reads one anew, and opens or closes its sockets accordingly.
     pub(super) fn read(&mut self, netlink: &Netlink, name: &str) {
         let Some(interface) = self.known.get_mut(name) else { return };
-        match netlink.link(name) {
+        let read = netlink.link(name);
+        interface.unread = read.is_err();
+        match read {
             Ok(info) => interface.info = info,
             Err(error) => {
                 tracing::warn!(%error, "an interface cannot be read; it is taken for what it was");

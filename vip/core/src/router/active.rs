@@ -8,7 +8,7 @@ use pointsman_config::NodeName;
 use crate::advert::Advert;
 use crate::event::{Action, LinkFault, Proxy};
 use crate::note::{Alarm, Note, Reason, Repair};
-use crate::router::announcements::Announcements;
+use crate::router::announcements::{Announcements, HESITATION};
 use crate::router::rivals::{is_peer, node_at};
 use crate::router::{Mode, Rank, Router, World, holders};
 use crate::time::Moment;
@@ -29,6 +29,8 @@ pub(crate) struct Active {
     advert_at: Moment,
     spoke: Moment,
     announcements: Announcements,
+    /// Why the next one is made, if it is not the time for it anyway.
+    repair: Option<Repair>,
     offer: Option<Offer>,
     /// Not fit, and nobody took the addresses when we let go of them: so we keep them.
     kept: bool,
@@ -56,6 +58,7 @@ impl Active {
             advert_at: now + interval,
             spoke: now,
             announcements: Announcements::begun(now),
+            repair: None,
             offer: None,
             kept,
         }
@@ -98,17 +101,28 @@ impl Router {
 
     /// Somebody may have told the neighbours that the addresses are elsewhere.
     pub(crate) fn repair(&mut self, now: Moment, by: Repair, out: &mut Vec<Action>) {
-        let router = self.settings.name.clone();
         let Mode::Active(active) = &mut self.mode else { return };
         if active.offer.is_some() {
             return;
         }
         self.counters.repair(by);
-        if active.announcements.repair(now) {
-            self.counters.announcements += 1;
-            out.push(Action::Announce { router: router.clone() });
-            out.push(Action::Note(Note::Repaired { router, by }));
+        active.repair = Some(by);
+        let wait = match by {
+            Repair::Neighbour | Repair::Return => HESITATION,
+            Repair::Advert | Repair::Report | Repair::Restored => Duration::ZERO,
+        };
+        if active.announcements.repair(now, wait) {
+            self.announce(out);
         }
+    }
+
+    fn announce(&mut self, out: &mut Vec<Action>) {
+        let router = self.settings.name.clone();
+        let Mode::Active(active) = &mut self.mode else { return };
+        self.counters.announcements += 1;
+        out.push(Action::Announce { router: router.clone() });
+        let repair = active.repair.take().map(|by| Action::Note(Note::Repaired { router, by }));
+        out.extend(repair);
     }
 
     pub(super) fn advert_while_active(
@@ -238,11 +252,11 @@ impl Router {
         if active.offer.is_some() {
             return;
         }
+        let advert_is_due = now >= active.advert_at;
         if active.announcements.due(now) {
-            self.counters.announcements += 1;
-            out.push(Action::Announce { router: self.settings.name.clone() });
+            self.announce(out);
         }
-        if now >= active.advert_at {
+        if advert_is_due {
             self.advertise_if_active(now, out);
         }
     }

@@ -194,6 +194,34 @@ fn who_is_heard_is_waited_for() {
     assert_eq!(lab.status().holder.map(|holder| (holder.address, holder.priority)), Some((host(2), 150)));
 }
 
+/// keepalived tells the neighbours nothing anew before it hears of somebody who may have held the addresses, too.
+#[test]
+fn a_stranger_who_holds_the_addresses_hears_of_us_once() {
+    let mut lab = Lab::up(settings(100), &[]);
+    assert_eq!(lab.hear(2, 50), [""; 0], "a lower one would step down");
+    assert_eq!(lab.hear(2, 150), ["advert 100"]);
+    assert_eq!(lab.hear(2, 150), [""; 0]);
+    // Held while the wire was cut, and no word of it got out.
+    lab.changes_until(1000);
+    assert_eq!(lab.state(), State::Active);
+    let down = Event::Link { router: vip(), link: Link::Down(LinkFault::NoCarrier("eth0".to_owned())) };
+    lab.tell(down);
+    lab.tell(Event::Link { router: vip(), link: Link::Up { source: host(1) } });
+    assert_eq!(lab.hear(2, 150), ["advert 100"]);
+    // Who steps down says it then.
+    lab.changes_until(2000);
+    assert_eq!(lab.hear(2, 150), ["release", "advert 100", "backup by outranked"]);
+    assert_eq!(lab.hear(2, 150), [""; 0]);
+}
+
+#[test]
+fn our_own_kind_needs_no_introduction() {
+    let mut lab = Lab::up(settings(100), &["lb2"]);
+    lab.connect("lb2");
+    lab.report("lb2", says(2, State::Active, 150), &[]);
+    assert_eq!(lab.hear(2, 150), [""; 0]);
+}
+
 #[test]
 fn the_interval_is_learned_from_the_holder() {
     let mut lab = Lab::up(settings(100), &[]);
@@ -299,7 +327,10 @@ fn announcements_are_repeated_and_a_claim_repeats_them() {
         address: IpAddr::from([10, 0, 0, 100]),
         mac: Mac([2, 0, 0, 0, 0, 9]),
     };
-    assert_eq!(announced(lab.tell(claim.clone())), 1);
+    // Not at once: whoever has a right to it will say so in a moment, and must have the last word.
+    assert_eq!(announced(lab.tell(claim.clone())), 0);
+    assert_eq!(announced(lab.until(10_004)), 0);
+    assert_eq!(announced(lab.until(10_005)), 1);
     assert_eq!(announced(lab.until(20_000)), 4);
     // A storm: bounded, and an alarm.
     let mut words = Vec::new();

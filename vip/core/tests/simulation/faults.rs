@@ -40,6 +40,7 @@ impl World {
             _ => {
                 self.say(|_| format!("lb{host} is mute"));
                 self.network.mute.insert(host);
+                self.network.one_sided = true;
             }
         }
         let time = self.dice.one_of(&[1, 20, 200, 1000, 2500]);
@@ -114,10 +115,14 @@ impl World {
     }
 
     /// Two halves that do not hear each other; the client is in one of them.
-    pub(crate) fn divide(&mut self) {
-        let places = self.hosts.len() + 1;
-        let halves: Vec<bool> = (0..places).map(|_| self.dice.one_in(2)).collect();
+    fn divide(&mut self) {
+        let halves: Vec<bool> = (0..=self.client()).map(|_| self.dice.one_in(2)).collect();
+        self.divide_as(&halves);
+    }
+
+    pub(crate) fn divide_as(&mut self, halves: &[bool]) {
         self.say(|_| format!("a partition: {halves:?}"));
+        let places = halves.len();
         for (one, other) in (0..places).flat_map(|one| (0..places).map(move |other| (one, other))) {
             if halves[one] != halves[other] {
                 self.network.blocked.insert((one, other));
@@ -136,6 +141,7 @@ impl World {
         let (from, to) = (self.dice.below(self.hosts.len()), self.dice.below(self.hosts.len()));
         self.say(|_| format!("lb{to} does not hear lb{from}"));
         self.network.blocked.insert((from, to));
+        self.network.one_sided = true;
     }
 
     pub(crate) fn set_yielded(&mut self, host: usize, yielded: bool) {
@@ -160,7 +166,7 @@ impl World {
     }
 
     /// A stranger tells everybody that it has the address.
-    fn claim(&mut self) {
+    pub(crate) fn claim(&mut self) {
         self.say(|_| "a stranger claims the address".to_owned());
         for _ in 0..=self.dice.below(4) {
             let wait = self.dice.millis(0, 300);

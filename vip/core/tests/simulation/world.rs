@@ -175,6 +175,8 @@ pub(crate) struct Network {
     pub(crate) blocked: BTreeSet<(usize, usize)>,
     /// Hosts whose multicast arrives nowhere.
     pub(crate) mute: BTreeSet<usize>,
+    /// There was a time when adverts were lost and reports were not.
+    pub(crate) one_sided: bool,
     /// One frame in so many is lost; 0: none.
     pub(crate) loss: usize,
     /// The longest way, in microseconds.
@@ -239,6 +241,7 @@ impl World {
         let network = Network {
             blocked: BTreeSet::new(),
             mute: BTreeSet::new(),
+            one_sided: false,
             loss: if dice.one_in(3) { 20 } else { 0 },
             slow: dice.one_of(&[300, 2000]),
         };
@@ -257,7 +260,8 @@ impl World {
             peers: true,
             equal: false,
         };
-        let network = Network { blocked: BTreeSet::new(), mute: BTreeSet::new(), loss: 0, slow: 200 };
+        let network =
+            Network { blocked: BTreeSet::new(), mute: BTreeSet::new(), one_sided: false, loss: 0, slow: 200 };
         let mut world = Self::of(Dice(seed), setup, network, 3, keepalived, trace);
         let wait = world.dice.millis(20_000, 21_000);
         world.run_for(wait);
