@@ -13,11 +13,11 @@ use serde_json::{Value, json};
 
 const SOON: Duration = Duration::from_secs(20);
 const EVERY: Duration = Duration::from_millis(50);
-/// What our part of an outage may be, on a busy machine.
-const SHARE_LIMIT_MS: f64 = 300.0;
+/// What our part of an outage may be at the median, beside what the machine takes for it at its present pace.
+const SHARE_LIMIT_MS: f64 = 150.0;
 
-/// A switchover with clients, who must not notice more than that it takes a while.
-async fn switch(cluster: &Cluster, write: SocketAddr, read: SocketAddr, candidate: &str) -> Result<()> {
+/// A switchover with clients, who must not notice more than that it takes a while. Answers our part of it in milliseconds.
+async fn switch(cluster: &Cluster, write: SocketAddr, read: SocketAddr, candidate: &str) -> Result<f64> {
     cluster.wait_ready().await?;
     let reads = Clients::start(read, EVERY);
     let measured = stopwatch::measure_switchover(cluster, &[("pointsman", write)], candidate).await?;
@@ -32,8 +32,8 @@ async fn switch(cluster: &Cluster, write: SocketAddr, read: SocketAddr, candidat
         reads.by_server()
     ))?;
     ensure!(verdict.failed == 0 && verdict.wrong_role == 0, "{:?}", verdict.errors);
-    ensure!(verdict.share_ms < SHARE_LIMIT_MS, "our share is {:.1} ms", verdict.share_ms);
-    reads.check_none_failed(None).context("reads")
+    reads.check_none_failed(None).context("reads")?;
+    Ok(verdict.share_ms - measured.pace_ms)
 }
 
 /// What the store says of a member.
@@ -75,9 +75,12 @@ async fn old_and_new_patroni_on_ipv6() -> Result<()> {
     sql::wait_led_to(pointsman.primary(), ports.at(0), SOON).await?;
 
     // Old to old, old to new, new to old.
+    let mut shares = Vec::new();
     for candidate in ["pg2", "pg3", "pg1"] {
-        switch(&cluster, write, read, candidate).await?;
+        shares.push(switch(&cluster, write, read, candidate).await?);
     }
+    let median = stopwatch::median(&shares)?;
+    ensure!(median < SHARE_LIMIT_MS, "our share is {shares:?} ms");
     // Its key says so only some looks after its promotion.
     wait::until("the old Patroni to say master, and to be shown as primary", SOON, async || {
         let said = key_of(&cluster, "pg1", "role").await?;

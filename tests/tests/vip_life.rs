@@ -5,6 +5,8 @@
 use std::fs;
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt as _;
+use std::process::Command;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -58,6 +60,32 @@ fn a_proxy_that_is_not_ready_moves_the_address() -> Result<()> {
             lab.wait_quiet(0, &meter, SOON)?;
         }
         Ok(())
+    })
+}
+
+#[test]
+fn the_proxy_hears_that_its_address_has_left() -> Result<()> {
+    lab::run(|lab| {
+        let (meter, proxies) = with_proxies(lab, "\"release\"")?;
+        let heard = |host: usize, what: &str| {
+            wait::until(format!("the proxy of lb{} to be told", host + 1), SOON, || {
+                let told = proxies[host].told();
+                ensure!(told.iter().any(|line| line.contains("address=10.0.0.110")), "{what}: {told:?}");
+                Ok(())
+            })
+        };
+        let nobody = |host: usize| {
+            let told = proxies[host].told();
+            ensure!(told.is_empty(), "lb{}: {told:?}", host + 1);
+            Ok(())
+        };
+        (0..HOSTS).try_for_each(nobody)?;
+        lab.command(0, &["yield"])?;
+        lab.wait_quiet(1, &meter, SOON)?;
+        heard(0, "yield")?;
+        lab.stop(1)?;
+        heard(1, "SIGTERM")?;
+        nobody(2)
     })
 }
 
@@ -252,6 +280,41 @@ fn a_boot_before_the_network_is_there() -> Result<()> {
         lab.set_carrier(1, true)?;
         lab.wait_quiet(1, &meter, SOON)?;
         lab.set_link(0, true)?;
+        lab.wait_quiet(0, &meter, SOON)
+    })
+}
+
+const BUSY: &str = "for i in 1 2 3 4 5 6 7 8; do ip link add a$i type veth peer name b$i && ip link set a$i up && \
+                    ip link set b$i up && ip address add 10.$i.0.1/24 dev a$i; done";
+
+/// Whoever makes and removes network namespaces (containers do) keeps the kernel from everything else that concerns
+/// addresses, for tenths of a second.
+#[test]
+fn a_busy_kernel_moves_nothing() -> Result<()> {
+    lab::run(|lab| {
+        let meter = three(lab, &plain())?;
+        let workers = (0..HOSTS).map(|host| lab.daemon(host)?.worker()).collect::<Result<Vec<_>>>()?;
+        let at = Instant::now();
+        let over = at + Duration::from_secs(5);
+        thread::scope(|scope| {
+            let storm = || {
+                let mut made = 0;
+                while Instant::now() < over {
+                    let status = Command::new("unshare").args(["--net", "sh", "-c", BUSY]).status()?;
+                    ensure!(status.success(), "unshare: {status}");
+                    made += 1;
+                }
+                Ok(made)
+            };
+            let storms = [scope.spawn(storm), scope.spawn(storm), scope.spawn(storm)];
+            let made = storms.into_iter().map(|storm| storm.join().unwrap()).sum::<Result<u32>>()?;
+            say(&format!("{made} network namespaces came and went"));
+            ensure!(made > 20, "that is no storm");
+            Ok(())
+        })?;
+        ensure!(lab.watch.changes(VIRTUAL, at).is_empty(), "{}", lab.watch.story(VIRTUAL, at));
+        let now = (0..HOSTS).map(|host| lab.daemon(host)?.worker()).collect::<Result<Vec<_>>>()?;
+        ensure!(now == workers, "a guard has killed its worker");
         lab.wait_quiet(0, &meter, SOON)
     })
 }

@@ -46,8 +46,8 @@ pub const WORKER: &str = "worker";
 pub const LINK_OPTION: &str = "--link";
 /// What the worker is called in lists of processes: it is not started by its name.
 const NAME: &str = "pointsman-vip";
-/// The exit code for a configuration that is wrong (`EX_CONFIG` of sysexits.h). A worker that ends with it is not started
-/// again, and the guard ends with it, too.
+/// The exit code for a configuration that is wrong (`EX_CONFIG` of sysexits.h). A first worker that ends with it is not started
+/// again, and the guard ends with it, too; later ones are: the file was good once, and somebody is at work on it.
 pub const BAD_CONFIGURATION: u8 = 78;
 /// The exit code when we may not do what we have to (`EX_NOPERM`).
 const NOT_PERMITTED: u8 = 77;

@@ -52,6 +52,7 @@ const PROXIES: usize = 16;
 
 /// How long the end waits for hooks and for word to the proxy, and then for the thread.
 const LAST_HOOKS: Duration = Duration::from_secs(2);
+const LAST_FAREWELLS: Duration = Duration::from_millis(300);
 const LAST_JOIN: Duration = Duration::from_millis(3500);
 
 /// Why the side thread cannot start.
@@ -289,11 +290,11 @@ impl Listener {
         while let Ok(notice) = self.heard.listening.try_recv() {
             self.hear(notice);
         }
-        let rest = async { tokio::join!(self.hooks.finish(), self.farewells.finish()) };
+        // A proxy that is there answers at once; one that is not has no sessions.
+        let farewells = tokio::time::timeout(LAST_FAREWELLS, self.farewells.finish());
+        let rest = async { tokio::join!(self.hooks.finish(), farewells) };
         if tokio::time::timeout(LAST_HOOKS, rest).await.is_err() {
-            tracing::warn!(
-                "hooks or farewells were not over at the end of the process, and are left to themselves"
-            );
+            tracing::warn!("hooks were not over at the end of the process, and are left to themselves");
         }
     }
 

@@ -35,23 +35,29 @@ fn counted(target: SocketAddr) -> (SocketAddr, thread::JoinHandle<(u64, u64)>) {
         let server = TcpStream::connect(target).unwrap();
         let (mut from_client, mut to_server) = (client.try_clone().unwrap(), server.try_clone().unwrap());
         let there = thread::spawn(move || {
-            let count = std::io::copy(&mut from_client, &mut to_server).unwrap();
+            let count = forward(&mut from_client, &mut to_server);
             // The load closes with an answer under way: the server has nobody to tell.
             let _ = to_server.shutdown(std::net::Shutdown::Write);
             count
         });
         let (mut from_server, mut to_client) = (server, client);
-        let mut back = 0;
-        let mut buffer = vec![0; 65536];
-        while let Ok(count @ 1..) = from_server.read(&mut buffer) {
-            if to_client.write_all(&buffer[..count]).is_err() {
-                break;
-            }
-            back += count as u64;
-        }
+        let back = forward(&mut from_server, &mut to_client);
         (there.join().unwrap(), back)
     });
     (address, witness)
+}
+
+/// Until one of them is gone: the load closes with bytes unread, and the kernel makes a reset of that. Answers how many.
+fn forward(from: &mut TcpStream, to: &mut TcpStream) -> u64 {
+    let mut forwarded = 0;
+    let mut buffer = vec![0; 65536];
+    while let Ok(count @ 1..) = from.read(&mut buffer) {
+        if to.write_all(&buffer[..count]).is_err() {
+            break;
+        }
+        forwarded += count as u64;
+    }
+    forwarded
 }
 
 #[test]

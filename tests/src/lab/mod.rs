@@ -327,9 +327,9 @@ impl Lab {
         Meter::start(&self.station(CLIENT).namespace, SocketAddr::from((address, names::PORT)))
     }
 
-    /// A proxy on `host` that is nothing but its `/ready`.
+    /// A proxy on `host` that is nothing but its `/ready` and its socket.
     pub fn fake_proxy(&self, host: usize) -> Result<FakeProxy> {
-        FakeProxy::start(&self.station(host).namespace)
+        FakeProxy::start(&self.station(host).namespace, &self.host_directory(host)?.join("admin.sock"))
     }
 
     /// Moves a station to a side of the network; answers when.

@@ -254,6 +254,25 @@ pub fn gratuitous_arp(mac: Mac, address: Ipv4Addr) -> Vec<u8> {
     ethernet(BROADCAST, mac, ARP, &body)
 }
 
+/// An unsolicited neighbour advertisement: `mac` says to all that it has `address`.
+pub fn unsolicited_advertisement(mac: Mac, address: Ipv6Addr) -> Vec<u8> {
+    let all_nodes = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+    let mut icmp = vec![NEIGHBOUR_ADVERTISEMENT, 0, 0, 0, 0x20, 0, 0, 0];
+    icmp.extend(address.octets());
+    icmp.extend([2, 1]);
+    icmp.extend(mac.0);
+    let length = u16_of(icmp.len()).to_be_bytes();
+    let pseudo = [0, 0, length[0], length[1], 0, 0, 0, ICMPV6];
+    let sum = checksum(&[&address.octets(), &all_nodes.octets(), &pseudo, &icmp]);
+    put(&mut icmp, 2, sum);
+    let mut ip = vec![0x60, 0, 0, 0];
+    ip.extend(length);
+    ip.extend([ICMPV6, 255]);
+    ip.extend(address.octets());
+    ip.extend(all_nodes.octets());
+    ethernet(Mac([0x33, 0x33, 0, 0, 0, 1]), mac, IPV6, &[ip, icmp].concat())
+}
+
 /// A UDP datagram.
 pub fn datagram(
     (from_mac, from): (Mac, Ipv4Addr),
@@ -323,6 +342,8 @@ mod tests {
     const V6: &str = "33330000001202000000000386dd6c0f4fc4002870fffe80000000000000000000fffe000003ff02\
         00000000000000000000000000123134620200647279fe800000000000000000000000000050fd9900000000000000\
         00000000000050";
+    const UNSOLICITED: &str = "33330000000102000000000386dd6000000000203afffd990000000000000000000000000050ff\
+        020000000000000000000000000001880058c920000000fd9900000000000000000000000000500201020000000003";
     const GRATUITOUS: &str =
         "ffffffffffff020000000001080600010800060400010200000000010a630032ffffffffffff0a630032";
 
@@ -340,6 +361,9 @@ mod tests {
             Packet::read(&hex(GRATUITOUS)),
             Some(Packet::Arp { operation: 1, mac, sender: address, target: address })
         );
+        let (mac, address) = (Mac([2, 0, 0, 0, 0, 3]), "fd99::50".parse().unwrap());
+        assert_eq!(unsolicited_advertisement(mac, address), hex(UNSOLICITED));
+        assert_eq!(Packet::read(&hex(UNSOLICITED)), Some(Packet::Neighbour { target: address, mac }));
     }
 
     fn forged(last: u8, source: &str, addresses: &[&str]) -> Forged {

@@ -1,9 +1,11 @@
-//! A proxy that is nothing but its `GET /ready`.
+//! A proxy that is nothing but its `GET /ready`, and the socket on which it hears that an address has left.
 
-use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::AsFd as _;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -29,37 +31,55 @@ pub enum Mood {
     Refuses,
 }
 
+#[derive(Debug)]
+struct State {
+    mood: Mood,
+    questions: usize,
+    told: Vec<String>,
+}
+
 /// The proxy of one host. Refuses when it is dropped.
 #[derive(Debug)]
 pub struct FakeProxy {
-    shared: Arc<Mutex<(Mood, usize)>>,
+    state: Arc<Mutex<State>>,
 }
 
 impl FakeProxy {
-    /// Starts it, ready.
-    pub(super) fn start(host: &Namespace) -> Result<Self> {
-        let shared = Arc::new(Mutex::new((Mood::Ready, 0)));
+    /// Starts it, ready. Its socket is `socket`.
+    pub(super) fn start(host: &Namespace, socket: &Path) -> Result<Self> {
+        let state = Arc::new(Mutex::new(State { mood: Mood::Ready, questions: 0, told: Vec::new() }));
         let namespace = host.handle()?;
-        let (of_thread, first) = (Arc::clone(&shared), host.within(listen)?);
+        let doors = Doors { ready: Some(host.within(listen)?), admin: UnixListener::bind(socket)? };
+        doors.admin.set_nonblocking(true)?;
+        let of_thread = Arc::clone(&state);
         thread::Builder::new().name("proxy".to_owned()).spawn(move || {
             let entered = move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network));
-            let result = entered.map_err(|error| anyhow!(error)).and_then(|()| run(first, &of_thread));
+            let result = entered.map_err(|error| anyhow!(error)).and_then(|()| run(doors, &of_thread));
             if let Err(error) = result {
                 eprintln!("pointsman-tests: the proxy of the lab: {error:#}");
                 std::process::exit(1);
             }
         })?;
-        Ok(Self { shared })
+        Ok(Self { state })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Changes what it does from now on.
     pub fn set(&self, mood: Mood) {
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner).0 = mood;
+        self.state().mood = mood;
     }
 
-    /// How many questions it has had.
+    /// How often it was asked for `/ready`.
     pub fn questions(&self) -> usize {
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner).1
+        self.state().questions
+    }
+
+    /// The first lines of what it was told on its socket.
+    pub fn told(&self) -> Vec<String> {
+        self.state().told.clone()
     }
 }
 
@@ -69,38 +89,49 @@ impl Drop for FakeProxy {
     }
 }
 
+struct Doors {
+    ready: Option<TcpListener>,
+    admin: UnixListener,
+}
+
+trait Connection: Read + Write + Send {}
+impl<T: Read + Write + Send> Connection for T {}
+
 fn listen() -> Result<TcpListener> {
     let listener = TcpListener::bind(ADMIN)?;
     listener.set_nonblocking(true)?;
     Ok(listener)
 }
 
-fn run(first: TcpListener, shared: &Mutex<(Mood, usize)>) -> Result<()> {
-    let mut listener = Some(first);
-    let mut connections: Vec<TcpStream> = Vec::new();
+fn run(mut doors: Doors, state: &Mutex<State>) -> Result<()> {
+    let mut connections: Vec<Box<dyn Connection>> = Vec::new();
     loop {
         thread::sleep(LOOK);
-        let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
-        if shared.0 == Mood::Refuses {
-            listener = None;
+        let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.mood == Mood::Refuses {
+            doors.ready = None;
             connections.clear();
             continue;
         }
-        let listener = match &mut listener {
+        let ready = match &mut doors.ready {
             Some(listener) => listener,
             none => none.insert(listen()?),
         };
-        while let Ok((connection, _)) = listener.accept() {
+        while let Ok((connection, _)) = ready.accept() {
             connection.set_nonblocking(true)?;
-            connections.push(connection);
+            connections.push(Box::new(connection));
+        }
+        while let Ok((connection, _)) = doors.admin.accept() {
+            connection.set_nonblocking(true)?;
+            connections.push(Box::new(connection));
         }
         connections.retain_mut(|connection| {
             let mut request = [0; 4096];
             match connection.read(&mut request) {
                 Ok(0) => false,
-                Ok(_) => {
-                    shared.1 += 1;
-                    answer(connection, shared.0)
+                Ok(length) => {
+                    let request = String::from_utf8_lossy(request.get(..length).unwrap_or_default());
+                    answer(connection, &request, &mut state)
                 }
                 Err(error) => error.kind() == ErrorKind::WouldBlock,
             }
@@ -109,15 +140,24 @@ fn run(first: TcpListener, shared: &Mutex<(Mood, usize)>) -> Result<()> {
 }
 
 /// A request of the lab's size arrives in one piece.
-fn answer(connection: &mut TcpStream, mood: Mood) -> bool {
-    let (status, body) = match mood {
-        Mood::Ready => ("200 OK", "ready\n"),
-        Mood::Unready => ("503 Service Unavailable", "no listener is up\n"),
-        Mood::Hangs | Mood::Refuses => return true,
-    };
-    let answer = format!(
-        "HTTP/1.1 {status}\r\ncontent-type: text/plain\r\ncontent-length: {}\r\n\r\n{body}",
-        body.len()
-    );
+fn answer(connection: &mut Box<dyn Connection>, request: &str, state: &mut State) -> bool {
+    let line = request.lines().next().unwrap_or_default();
+    if !line.starts_with("GET /ready") {
+        state.told.push(line.to_owned());
+        return write(connection, "200 OK", "{\"sessions\":0}");
+    }
+    state.questions += 1;
+    match state.mood {
+        Mood::Ready => write(connection, "200 OK", "ready\n"),
+        Mood::Unready => write(connection, "503 Service Unavailable", "no listener is up\n"),
+        Mood::Hangs | Mood::Refuses => true,
+    }
+}
+
+fn write(connection: &mut Box<dyn Connection>, status: &str, body: &str) -> bool {
+    let kind = if body.starts_with('{') { "application/json" } else { "text/plain" };
+    let length = body.len();
+    let answer =
+        format!("HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {length}\r\n\r\n{body}");
     connection.write_all(answer.as_bytes()).is_ok()
 }

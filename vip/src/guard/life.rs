@@ -101,7 +101,8 @@ impl Life {
             self.clean_again(&worker);
         }
         let code = worker.ending().and_then(|status| status.code());
-        if code == Some(BAD_CONFIGURATION.into()) {
+        // A file that was good when we started and is not now will be put right, and then a worker has to be tried again.
+        if code == Some(BAD_CONFIGURATION.into()) && !self.was_ready {
             self.guard.service.tell(News::Stopping);
             return Some(BAD_CONFIGURATION);
         }
