@@ -25,7 +25,7 @@ bench: servers ## Pointsman beside HAProxy, nginx, Envoy and others, as root (QU
 	$(STEP) "Building" cargo build --release --bins -p pointsman -p pointsman-bench
 	@exec $(AS_ROOT) $(TARGET)/release/pointsman-bench $(if $(SECONDS),--seconds $(SECONDS))
 
-bench-vip: servers ## pointsman-vip beside keepalived: how long a client is without the virtual address after each kind of fault, as root; half an hour (RUNS=n)
+bench-vip: servers ## pointsman-vip beside keepalived: how long a client is without the virtual address after each kind of fault, as root; half an hour (RUNS=n PEERS=text)
 	$(STEP) "Building" cargo build --release -p pointsman-vip -p pointsman-tests --bin pointsman-vip --bin pointsman-vip-bench
 	@exec $(TARGET)/release/pointsman-vip-bench
 

@@ -1,6 +1,7 @@
 //! `pointsman-vip` beside keepalived: how long a client is without the virtual address after each kind of fault.
 //!
-//! Everything happens in network namespaces that vanish with the program. `RUNS=n`: how often each fault (default 5).
+//! Everything happens in network namespaces that vanish with the program. `RUNS=n`: how often each fault (default 5);
+//! `PEERS=text`: only the columns whose titles contain it. A run in which the client itself did not get to run is repeated.
 //! Prints a table in Markdown.
 
 use std::process::ExitCode;
@@ -19,6 +20,12 @@ const SETTLED: Duration = Duration::from_millis(5_500);
 const CALM: Duration = Duration::from_millis(1_500);
 /// How long a heal is watched.
 const WATCHED: Duration = Duration::from_secs(32);
+/// What belongs to the move of an address ends so long after another host has answered first.
+const AFTERMATH: Duration = Duration::from_millis(300);
+/// For how long the client itself may not have run within what it measured.
+const BLIND: Duration = Duration::from_millis(3);
+/// How often a run is repeated for that.
+const REPEATS: usize = 5;
 /// A client that is cut off for longer has a wrong neighbour entry.
 const STUCK: Duration = Duration::from_secs(1);
 
@@ -57,6 +64,9 @@ fn candidates() -> Vec<Candidate> {
         ]);
     } else {
         say(&format!("{} is missing: only keepalived is measured", vip::program().display()));
+    }
+    if let Ok(wanted) = std::env::var("PEERS") {
+        all.retain(|candidate| candidate.title.contains(&wanted));
     }
     all
 }
@@ -116,6 +126,8 @@ enum Holders {
 struct Outcome {
     /// What the client saw.
     client: Duration,
+    /// Within that, the longest time for which it did not run itself.
+    blind: Duration,
     /// How long the address was in two places; of a heal: after it.
     two_holders: Holders,
     /// The client was cut off by a wrong neighbour entry.
@@ -149,8 +161,16 @@ fn column(lab: &mut Lab, candidate: &Candidate, runs: usize) -> Result<Vec<Vec<O
             if !can {
                 break;
             }
-            let outcome = once(lab, candidate, &meter, fault)
-                .with_context(|| format!("{}: {}", candidate.title, fault.title()))?;
+            let mut measure = || {
+                once(lab, candidate, &meter, fault)
+                    .with_context(|| format!("{}: {}", candidate.title, fault.title()))
+            };
+            let mut outcome = measure()?;
+            for _ in 0..REPEATS {
+                if outcome.blind > BLIND && !outcome.stuck {
+                    outcome = measure()?;
+                }
+            }
             say(&format!(
                 "{}, {} {:.1} ms ({run}/{runs}){}",
                 candidate.title,
@@ -200,14 +220,17 @@ fn once(lab: &mut Lab, candidate: &Candidate, meter: &Meter, fault: Fault) -> Re
             let left = lab.watch.when(0, VIRTUAL, false, at);
             let overlap = || Holders::For(lab.watch.longest_overlap(VIRTUAL, at));
             let two_holders = left.map_or(Holders::ForEver, |_| overlap());
-            Outcome { client: answer.at.duration_since(at), two_holders, stuck: false }
+            let blind = meter.stall_between(at, answer.at);
+            Outcome { client: answer.at.duration_since(at), blind, two_holders, stuck: false }
         }
         Fault::Healed => {
             wait_for(at + WATCHED);
-            let client = meter.gap(at)?.length;
+            let gap = meter.gap(at)?;
+            let client = gap.length;
             let right = lab.neighbour_is(0, VIRTUAL).is_ok();
             Outcome {
                 client,
+                blind: meter.stall_between(gap.from, gap.to),
                 two_holders: Holders::For(lab.watch.longest_overlap(VIRTUAL, at)),
                 stuck: client > STUCK || !right,
             }
@@ -223,17 +246,18 @@ fn once(lab: &mut Lab, candidate: &Candidate, meter: &Meter, fault: Fault) -> Re
                 wait_for(at + SETTLED);
             }
             let gap = wait::until("the gap to be over", PATIENCE, || {
-                let gap = meter.gap(at)?;
-                ensure!(gap.by.is_some() && gap.to.elapsed() > Duration::from_secs(1), "{gap:?}");
-                ensure!(
-                    meter.first_of_another(0, at).is_some() || fault == Fault::WorkerKilled,
-                    "no other host"
-                );
+                let another = meter.first_of_another(0, at);
+                ensure!(another.is_some() || fault == Fault::WorkerKilled, "no other host has answered");
+                let until = another.map_or_else(Instant::now, |answer| answer.at + AFTERMATH);
+                ensure!(until <= Instant::now(), "it is not long over");
+                let gap = meter.gap_between(at, until)?;
+                ensure!(gap.by.is_some(), "nobody answers");
                 Ok(gap)
             })?;
+            let blind = meter.stall_between(gap.from, gap.to);
             let overlap = Holders::For(lab.watch.longest_overlap(VIRTUAL, at));
             let two_holders = if fault == Fault::Dead { Holders::NotAsked } else { overlap };
-            Outcome { client: gap.length, two_holders, stuck: false }
+            Outcome { client: gap.length, blind, two_holders, stuck: false }
         }
     };
     recover(lab, candidate, fault)?;

@@ -164,9 +164,14 @@ impl Meter {
 
     /// The longest time for which the client itself did not run since `since`: no gap can be known better than that.
     pub fn stall(&self, since: Instant) -> Duration {
+        self.stall_between(since, Instant::now())
+    }
+
+    /// The same up to `until`.
+    pub fn stall_between(&self, since: Instant, until: Instant) -> Duration {
         let seen = self.seen();
-        let stalls = seen.stalls.iter().filter(|(at, _)| *at >= since).map(|(_, length)| *length);
-        stalls.max().unwrap_or_default()
+        let within = seen.stalls.iter().filter(|(at, length)| *at >= since && *at <= until + *length);
+        within.map(|(_, length)| *length).max().unwrap_or_default()
     }
 
     /// Waits until the client is answered by `host`, and only by it.
