@@ -27,6 +27,11 @@ pub(crate) trait Acceptor: Send + Sync + 'static {
 
     /// accept(2) works (again).
     fn works(&self);
+
+    /// No descriptor is left for another session: whoever comes is turned away.
+    fn is_full(&self) -> bool {
+        false
+    }
 }
 
 /// One listening socket. Each core holds it until it has been told to let go.
@@ -128,8 +133,13 @@ impl Listeners {
 }
 
 impl Entry {
-    /// Twice as many as were there the last time: a lone connection costs one call, a rush is taken in batches.
+    /// Twice as many as were there the last time: a lone connection costs one call, a rush is taken in batches. One at a
+    /// time where they are turned away for want of descriptors: a batch of them on each core would take those that are kept
+    /// for the cluster and for operators.
     fn accept(&mut self, accepted: &mut Vec<Accepted>) -> io::Result<()> {
+        if self.listening.acceptor.is_full() {
+            self.batch = 1;
+        }
         for count in 0..self.batch {
             match accept_one(&self.listening.socket) {
                 Ok(Some((socket, client))) => {
@@ -179,7 +189,7 @@ fn accept_one(socket: &std::net::TcpListener) -> io::Result<Option<(OwnedFd, Soc
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
     use tokio_util::task::TaskTracker;
 
@@ -189,7 +199,10 @@ mod tests {
     use crate::engine::uring::Uring;
 
     #[derive(Default)]
-    struct Counter(AtomicUsize);
+    struct Counter {
+        failed: AtomicUsize,
+        full: AtomicBool,
+    }
 
     impl Acceptor for Counter {
         fn accepted(self: Arc<Self>, _: Stream, _: SocketAddr, _: SocketAddr) -> Option<Task> {
@@ -197,11 +210,15 @@ mod tests {
         }
 
         fn failed(&self, _: &io::Error) -> Duration {
-            self.0.fetch_add(1, Ordering::Relaxed);
+            self.failed.fetch_add(1, Ordering::Relaxed);
             Duration::from_millis(1)
         }
 
         fn works(&self) {}
+
+        fn is_full(&self) -> bool {
+            self.full.load(Ordering::Relaxed)
+        }
     }
 
     fn tells_of_a_client(driver: &mut impl Driver) -> bool {
@@ -244,5 +261,27 @@ mod tests {
     fn a_socket_that_is_given_up_while_it_rests_stays_given_up() {
         given_up_while_it_rests::<Epoll>();
         given_up_while_it_rests::<Uring>();
+    }
+
+    #[test]
+    fn a_rush_is_taken_in_batches_until_there_is_no_room() {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let address = socket.local_addr().unwrap();
+        let (acceptor, tracker) = (Arc::new(Counter::default()), TaskTracker::new());
+        let handle: Arc<dyn Acceptor> = Arc::<Counter>::clone(&acceptor);
+        let listening = Arc::new(Listening { socket, address, acceptor: handle, _held: tracker.token() });
+        let mut entry = Entry { number: 1, listening, batch: 1, rests: false };
+        let _rush: Vec<_> = (0..20).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+        let mut taken = || {
+            let mut accepted = Vec::new();
+            entry.accept(&mut accepted).unwrap();
+            accepted.len()
+        };
+        assert_eq!([taken(), taken(), taken()], [1, 2, 4]);
+        acceptor.full.store(true, Ordering::Relaxed);
+        assert_eq!([taken(), taken()], [1, 1]);
+        acceptor.full.store(false, Ordering::Relaxed);
+        assert_eq!(taken(), 2);
     }
 }

@@ -554,6 +554,10 @@ impl Acceptor for Shared {
             self.backoff.store(0, Ordering::Relaxed);
         }
     }
+
+    fn is_full(&self) -> bool {
+        self.sessions.is_full()
+    }
 }
 
 /// The descriptors that are left are not for clients. In silence: words would take some, too.
