@@ -51,7 +51,12 @@ struct Candidate {
 
 fn candidates() -> Vec<Candidate> {
     let pointsman = |heartbeat| {
-        Software::Pointsman(Vip { heartbeat_ms: Some(heartbeat), preempt_delay_ms: 500, ..Vip::default() })
+        Software::Pointsman(Vip {
+            heartbeat_ms: Some(heartbeat),
+            preempt_delay_ms: 500,
+            realtime: false,
+            ..Vip::default()
+        })
     };
     let mut all = vec![
         Candidate { title: "keepalived, 1 s", software: Software::Keepalived, group: Group::v3(1_000) },

@@ -28,6 +28,8 @@ pub struct Vip {
     pub heartbeat_ms: Option<u32>,
     /// How long a host is well before it takes over from a lower priority.
     pub preempt_delay_ms: u32,
+    /// Scheduled before what else runs on the machine, where that is allowed: three hosts are one machine here.
+    pub realtime: bool,
     /// `release`, `ignore` or a weight. Anything but `ignore` brings a proxy with it, on port 7000 of the loopback address.
     pub track_proxy: String,
     /// Lines for `[[vips]]`.
@@ -39,6 +41,7 @@ impl Default for Vip {
         Self {
             heartbeat_ms: Some(30),
             preempt_delay_ms: 1_000,
+            realtime: true,
             track_proxy: IGNORE.to_owned(),
             more: String::new(),
         }
@@ -59,6 +62,7 @@ impl Vip {
         let proxy = if self.track_proxy == IGNORE { "" } else { PROXY };
         let mut text = format!("node = \"lb{}\"\n{proxy}\n[admin]\nbind = \"127.0.0.1:7000\"\n", own + 1);
         writeln!(text, "socket = \"{directory}/admin.sock\"\n\n[vrrp]\nsocket = \"{directory}/vip.sock\"")?;
+        writeln!(text, "realtime = {}", self.realtime)?;
         if let Some(heartbeat) = self.heartbeat_ms {
             let peer = |(host, address): (usize, &IpAddr)| {
                 format!("lb{} = \"{}\"", host + 1, SocketAddr::from((*address, PEERS_PORT)))
