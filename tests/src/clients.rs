@@ -135,6 +135,14 @@ impl Served {
         self.reached().map(|(one, _)| one.ended - one.begun).max().unwrap_or_default()
     }
 
+    /// An error when any of them had to wait for as long as `slow`, beside what a connection took at that time to a server
+    /// that was reached `directly`: on a machine that has other things to do that may be seconds by itself.
+    pub fn check_none_waited(&self, slow: Duration, directly: &Self) -> Result<()> {
+        let (slowest, pace) = (self.slowest(), directly.slowest());
+        ensure!(slowest < slow + pace, "a connection took {slowest:?}, directly to a server {pace:?}");
+        Ok(())
+    }
+
     /// How many each server has served.
     pub fn by_server(&self) -> BTreeMap<SocketAddr, usize> {
         let mut servers = BTreeMap::new();
@@ -181,6 +189,15 @@ mod tests {
         // Waited, and was turned away.
         assert!(served(&[(0, 2_000, false)]).check_lost_at_one_stroke().is_err());
         assert!(served(&[]).check_lost_at_one_stroke().is_err());
+    }
+
+    #[test]
+    fn who_waits_is_judged_by_what_a_connection_takes_without_us() {
+        let slow = Duration::from_secs(2);
+        let quick = served(&[(0, 10, true)]);
+        assert!(served(&[(0, 1_900, true)]).check_none_waited(slow, &quick).is_ok());
+        assert!(served(&[(0, 10, true), (10, 2_100, true)]).check_none_waited(slow, &quick).is_err());
+        assert!(served(&[(0, 2_100, true)]).check_none_waited(slow, &served(&[(0, 900, true)])).is_ok());
     }
 
     #[test]

@@ -14,8 +14,6 @@ while read -r _; do :; done
 tries=200
 while running=$(servers) && [ -n "$running" ] && [ "$tries" -gt 0 ]; do
     kill -KILL $running 2>/dev/null
-    # libfaketime's, of those that see another time: it would have removed them at the end of its process.
-    for process in $running; do rm -f "/dev/shm/faketime_shm_$process" "/dev/shm/sem.faketime_sem_$process"; done
     tries=$((tries - 1))
     sleep 0.02
 done
@@ -23,4 +21,9 @@ done
 # A killed postmaster leaves its System V segment; the seventh line of its pid file ends with the segment's number.
 find "$directory" -name postmaster.pid -exec sed -n '7s/.* //p' {} \; 2>/dev/null |
     while read -r segment; do ipcrm -m "$segment" 2>/dev/null; done
+# libfaketime's, which it removes at the end of its process, unless that was killed.
+for memory in /dev/shm/faketime_shm_*; do
+    process=${memory##*_}
+    [ -e "$memory" ] && [ ! -d "/proc/$process" ] && rm -f "$memory" "/dev/shm/sem.faketime_sem_$process"
+done
 rm -rf "$directory"
