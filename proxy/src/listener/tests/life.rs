@@ -288,7 +288,7 @@ async fn a_drain_refuses_the_held_waits_for_the_others_and_cuts_at_the_deadline(
     let address = lab.address();
     let mut listeners = Listeners::default();
     listeners.add(lab.listener);
-    let began = Instant::now();
+    let (began, patience) = (Instant::now(), Duration::from_secs(2));
     let clients = async {
         let error = read_error(&mut held).await;
         assert_eq!(error[&'C'], "57P03");
@@ -301,9 +301,9 @@ async fn a_drain_refuses_the_held_waits_for_the_others_and_cuts_at_the_deadline(
         expect_fin(&mut staying).await;
         expect_reset(&mut staying_far).await;
     };
-    let (cut, ()) = tokio::join!(listeners.drain(began + Duration::from_millis(500)), clients);
+    let (cut, ()) = tokio::join!(listeners.drain(began + patience), clients);
     assert_eq!(cut, 1);
-    assert!(began.elapsed() >= Duration::from_millis(500) && began.elapsed() < Duration::from_secs(3));
+    assert!(began.elapsed() >= patience && began.elapsed() < patience * 3);
     assert!(lab.sessions.is_empty());
     assert_eq!(lab.stats.closes()["drained"], 2);
 }

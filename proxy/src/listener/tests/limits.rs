@@ -101,6 +101,8 @@ async fn more_clients_than_descriptors(engine: crate::engine::Engine, log: &Log)
         clients.drain(..10.min(clients.len()));
     }
     drop((clients, taken));
+    // Those who are still in the kernel's queue are no sessions yet.
+    eventually("all of them have been in", || lab.stats.accepted.get() == CLIENTS as u64).await;
     lab.at_rest().await;
     assert_eq!(lab.stats.accepted.get(), CLIENTS as u64);
     log.0.lock().unwrap().clear();
