@@ -32,6 +32,8 @@ pub struct Group {
 #[derive(Clone, Debug)]
 pub struct Peer {
     standing: Standing,
+    /// Since when it stands so.
+    since: Moment,
     heard: Moment,
     connected: bool,
     report: Option<Report>,
@@ -85,8 +87,13 @@ impl Peer {
 impl Group {
     /// A group with these other hosts, none of which has been heard of.
     pub fn new(others: impl IntoIterator<Item = NodeName>, heartbeat: Duration) -> Self {
-        let unknown =
-            || Peer { standing: Standing::Unknown, heard: Moment::ZERO, connected: false, report: None };
+        let unknown = || Peer {
+            standing: Standing::Unknown,
+            since: Moment::ZERO,
+            heard: Moment::ZERO,
+            connected: false,
+            report: None,
+        };
         let peers = others.into_iter().map(|node| (node, unknown())).collect();
         Self { heartbeat, peers, changed: Moment::ZERO }
     }
@@ -127,6 +134,13 @@ impl Group {
     /// True when it is heard.
     pub fn is_alive(&self, node: &NodeName) -> bool {
         self.peers.get(node).is_some_and(Peer::is_alive)
+    }
+
+    /// True when it has been heard for at least a heartbeat. The first reports of a host that is back may be old: what it sent
+    /// while it was cut off has waited in its own kernel, and comes at once, in its order.
+    pub fn is_settled(&self, now: Moment, node: &NodeName) -> bool {
+        let settled = |peer: &Peer| peer.is_alive() && now >= peer.since + self.heartbeat;
+        self.peers.get(node).is_some_and(settled)
     }
 
     /// When a host was heard of for the first time, or lost, or came back, most lately.
@@ -200,6 +214,7 @@ impl Group {
         if before == standing {
             return None;
         }
+        peer.since = now;
         self.changed = now;
         Some(match standing {
             Standing::Unknown => PeerNews::Farewell,

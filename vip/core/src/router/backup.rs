@@ -144,7 +144,7 @@ impl Router {
     fn was_offered(&self, world: World<'_>) -> Option<Reason> {
         let mut holders = holders(world.group, &self.settings.name);
         let (node, ..) = holders.find(|(_, theirs, _)| theirs.offer.as_ref() == Some(&self.own))?;
-        Some(Reason::HandedOver { by: node.clone() })
+        world.group.is_settled(world.now, node).then(|| Reason::HandedOver { by: node.clone() })
     }
 
     /// The holder is lost by the word of enough hosts, or says itself that it holds them no more: the heir need not wait.
@@ -158,7 +158,7 @@ impl Router {
             (!succeeded).then(|| Reason::HostLost { node: node.clone(), how, votes })
         });
         let vacated = || {
-            let node = self.rivals.vacated()?.clone();
+            let node = self.rivals.vacated().filter(|node| world.group.is_settled(world.now, node))?.clone();
             Some(Reason::HostLost { node, how: Loss::LetGo, votes: 1 })
         };
         lost.or_else(vacated)
