@@ -156,7 +156,7 @@ impl Client {
                 }
             }
         }
-        Err(self.broken("the stream of events has ended: it has stopped"))
+        Err(self.broken(format!("the stream of events has ended: {} has stopped", self.program.name)))
     }
 
     async fn send(
